@@ -1,0 +1,246 @@
+import { LozaError } from '../errors';
+import type { Device } from '../native/device';
+import type { Ops, Weight } from '../native/ops';
+import { bytesPerElement, rowMajor, Tensor, type DType } from '../native/tensor';
+import type { Checkpoint } from './checkpoint';
+import type { TensorEntry } from './safetensors';
+
+/** Dtypes of safetensors that weights may have. */
+const weightDtypes: Readonly<Record<string, DType>> = {
+  F32: 'f32',
+  BF16: 'bf16',
+  F8_E4M3: 'f8e4m3',
+};
+const scaleSuffix = '_scale_inv';
+const scaleBlock = 128;
+
+/** A model takes its weights by name and shape from here; what it takes is what it is checked for. */
+export interface WeightSource {
+  /** A matrix in the dtype it is stored in; f8e4m3 comes with its block scales. */
+  matrix(name: string, rows: number, columns: number): Weight;
+  /** One matrix a name, stacked [names, rows, columns]; all in one dtype. */
+  stack(names: readonly string[], rows: number, columns: number): Weight;
+  /** A matrix as plain f32 or bf16: f8e4m3 is dequantised to f32. */
+  plainMatrix(name: string, rows: number, columns: number): Tensor;
+  /** A vector, f32 or bf16. */
+  vector(name: string, size: number): Tensor;
+  /** A vector as f32, whatever it is stored in. */
+  floatVector(name: string, size: number): Tensor;
+}
+
+/** What a tensor of a checkpoint is to the model. */
+interface Found {
+  entry: TensorEntry;
+  dtype: DType;
+  scale?: TensorEntry;
+}
+
+/**
+ * Looks tensors up and remembers every complaint, so that one error can list all that is missing,
+ * misshapen or left over.
+ */
+class Lookup {
+  readonly complaints: string[] = [];
+  private readonly taken = new Set<string>();
+
+  constructor(private readonly tensors: ReadonlyMap<string, TensorEntry>) {}
+
+  find(name: string, shape: readonly number[]): Found | undefined {
+    const entry = this.take(name, shape);
+    if (entry === undefined) return undefined;
+    const dtype = weightDtypes[entry.dtype];
+    if (dtype === undefined) {
+      this.complaints.push(`${name} has dtype ${entry.dtype}, expected F32, BF16 or F8_E4M3`);
+      return undefined;
+    }
+    if (dtype !== 'f8e4m3') return { entry, dtype };
+    const scale = this.takeScale(name, shape);
+    return scale && { entry, dtype, scale };
+  }
+
+  /** Throws ERR_LOZA_CHECKPOINT if anything was wrong or a tensor was left that `known` does not expect. */
+  finish(dir: string, known: (name: string) => boolean): void {
+    const unused = [...this.tensors.keys()].filter((name) => !this.taken.has(name) && !known(name));
+    const complaints = [...this.complaints, ...unused.map((name) => `${name} is not used`)];
+    if (complaints.length === 0) return;
+    const shown = complaints.slice(0, 20).join('; ');
+    const more = complaints.length > 20 ? `; and ${complaints.length - 20} more` : '';
+    throw new LozaError(
+      'ERR_LOZA_CHECKPOINT',
+      `${dir}: the weights do not fit config.json: ${shown}${more}`,
+      { value: complaints },
+    );
+  }
+
+  private take(name: string, shape: readonly number[]): TensorEntry | undefined {
+    const entry = this.tensors.get(name);
+    this.taken.add(name);
+    if (entry === undefined) {
+      this.complaints.push(`${name} is missing`);
+      return undefined;
+    }
+    if (entry.shape.length === shape.length && entry.shape.every((n, i) => n === shape[i]))
+      return entry;
+    this.complaints.push(
+      `${name} has shape [${entry.shape.join(', ')}], expected [${shape.join(', ')}]`,
+    );
+    return undefined;
+  }
+
+  private takeScale(name: string, shape: readonly number[]): TensorEntry | undefined {
+    const blocks = shape.map((extent) => Math.ceil(extent / scaleBlock));
+    const scale = this.take(name + scaleSuffix, blocks);
+    if (scale === undefined || scale.dtype === 'F32') return scale;
+    this.complaints.push(`${scale.name} has dtype ${scale.dtype}, expected F32`);
+    return undefined;
+  }
+}
+
+/** Checks a checkpoint against a model without touching a device. */
+export class WeightChecker implements WeightSource {
+  private readonly lookup: Lookup;
+
+  constructor(private readonly checkpoint: Checkpoint) {
+    this.lookup = new Lookup(checkpoint.tensors);
+  }
+
+  matrix(name: string, rows: number, columns: number): Weight {
+    this.lookup.find(name, [rows, columns]);
+    return { tensor: placeholder('f32', [rows, columns]) };
+  }
+
+  stack(names: readonly string[], rows: number, columns: number): Weight {
+    const found = names.map((name) => this.lookup.find(name, [rows, columns]));
+    const dtypes = new Set(found.flatMap((one) => one?.dtype ?? []));
+    if (dtypes.size > 1)
+      this.lookup.complaints.push(
+        `${names[0]} and its siblings have several dtypes: ${[...dtypes].join(', ')}`,
+      );
+    return { tensor: placeholder('f32', [names.length, rows, columns]) };
+  }
+
+  plainMatrix(name: string, rows: number, columns: number): Tensor {
+    return this.matrix(name, rows, columns).tensor;
+  }
+
+  vector(name: string, size: number): Tensor {
+    const found = this.lookup.find(name, [size]);
+    if (found?.dtype === 'f8e4m3')
+      this.lookup.complaints.push(`${name} has dtype F8_E4M3, expected F32 or BF16`);
+    return placeholder('f32', [size]);
+  }
+
+  floatVector(name: string, size: number): Tensor {
+    return this.vector(name, size);
+  }
+
+  /** Throws ERR_LOZA_CHECKPOINT that lists every tensor missing, misshapen or unused. */
+  finish(known: (name: string) => boolean): void {
+    this.lookup.finish(this.checkpoint.dir, known);
+  }
+}
+
+/** A tensor that is nowhere: views of it work, using it does not. */
+function placeholder(dtype: DType, shape: readonly number[]): Tensor {
+  return new Tensor(0, dtype, shape, rowMajor(shape), { view: () => 0 });
+}
+
+/** One copy that makes a weight resident; `bytes` for progress. */
+interface Copy {
+  bytes: number;
+  run: () => void;
+}
+
+/**
+ * Loads a checked checkpoint: weights are views of the mapped files wherever they can be; stacks,
+ * dequantised and misaligned tensors are copied, when `copies` are run.
+ */
+export class WeightLoader implements WeightSource {
+  readonly copies: Copy[] = [];
+  private readonly lookup: Lookup;
+  private readonly files = new Map<string, Tensor>();
+
+  constructor(
+    checkpoint: Checkpoint,
+    private readonly device: Device,
+    private readonly ops: Ops,
+  ) {
+    this.lookup = new Lookup(checkpoint.tensors);
+    for (const { path, bytes } of checkpoint.files)
+      this.files.set(path, device.mapFile(path, bytes));
+  }
+
+  matrix(name: string, rows: number, columns: number): Weight {
+    const found = this.require(name, [rows, columns]);
+    const tensor = this.resident(found.entry, found.dtype);
+    return found.scale ? { tensor, scale: this.resident(found.scale, 'f32') } : { tensor };
+  }
+
+  stack(names: readonly string[], rows: number, columns: number): Weight {
+    const found = names.map((name) => this.require(name, [rows, columns]));
+    const dtype = found[0]?.dtype ?? 'f32';
+    const tensor = this.stackEntries(
+      found.map((one) => one.entry),
+      dtype,
+    );
+    const scales = found.flatMap((one) => one.scale ?? []);
+    return scales.length > 0 ? { tensor, scale: this.stackEntries(scales, 'f32') } : { tensor };
+  }
+
+  plainMatrix(name: string, rows: number, columns: number): Tensor {
+    const { tensor, scale } = this.matrix(name, rows, columns);
+    if (scale === undefined) return tensor;
+    const plain = this.device.allocate('f32', [rows, columns], 'weights');
+    this.copies.push({ bytes: tensor.bytes, run: () => this.ops.cast(plain, tensor, scale) });
+    return plain;
+  }
+
+  vector(name: string, size: number): Tensor {
+    const { entry, dtype } = this.require(name, [size]);
+    return this.resident(entry, dtype);
+  }
+
+  floatVector(name: string, size: number): Tensor {
+    const stored = this.vector(name, size);
+    if (stored.dtype === 'f32') return stored;
+    const floats = this.device.allocate('f32', [size], 'weights');
+    this.copies.push({ bytes: stored.bytes, run: () => this.ops.cast(floats, stored) });
+    return floats;
+  }
+
+  private require(name: string, shape: readonly number[]): Found {
+    const found = this.lookup.find(name, shape);
+    if (found !== undefined) return found;
+    throw new LozaError('ERR_LOZA_INTERNAL', `${name} was not checked before loading`);
+  }
+
+  private stackEntries(entries: readonly TensorEntry[], dtype: DType): Tensor {
+    const shape = entries[0]?.shape ?? [];
+    const stack = this.device.allocate(dtype, [entries.length, ...shape], 'weights');
+    entries.forEach((entry, i) => this.copyBytes(stack, i * (entry.end - entry.begin), entry));
+    return stack;
+  }
+
+  /** A view of the mapped file; a copy if the file puts the tensor where its dtype cannot be read. */
+  private resident(entry: TensorEntry, dtype: DType): Tensor {
+    const size = bytesPerElement[dtype];
+    if (entry.begin % size === 0)
+      return this.file(entry).view(dtype, entry.shape, rowMajor(entry.shape), entry.begin / size);
+    const copy = this.device.allocate(dtype, entry.shape, 'weights');
+    this.copyBytes(copy, 0, entry);
+    return copy;
+  }
+
+  private copyBytes(to: Tensor, offset: number, entry: TensorEntry): void {
+    const bytes = entry.end - entry.begin;
+    const target = to.view('f8e4m3', [bytes], [1], offset);
+    const source = this.file(entry).view('f8e4m3', [bytes], [1], entry.begin);
+    this.copies.push({ bytes, run: () => this.ops.cast(target, source) });
+  }
+
+  private file(entry: TensorEntry): Tensor {
+    const file = this.files.get(entry.file);
+    if (file !== undefined) return file;
+    throw new LozaError('ERR_LOZA_INTERNAL', `${entry.file} is not mapped`);
+  }
+}

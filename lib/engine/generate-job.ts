@@ -1,0 +1,185 @@
+import {
+  seenWords,
+  type SampledToken,
+  type SamplingRow,
+  type StepOutput,
+} from '../runner/model-runner';
+import type { SamplingParams } from '../runner/sampling';
+import { StopStrings } from '../runner/stop-strings';
+import { Detokenizer } from '../tokenizer/detokenizer';
+import type { Tokenizer } from '../tokenizer/tokenizer';
+import type { Job } from './job';
+import type { Sequence } from './sequence';
+
+export type FinishReason = 'stop' | 'length';
+
+/** One generated token, and the text that is certain since the part before. */
+export interface GeneratePart {
+  /** May be empty: half a character, or the beginning of a stop string, is held back. */
+  text: string;
+  token: number;
+  /** 0 for the first new token. */
+  index: number;
+  /** Only with the option `logprobs`. */
+  logprob?: number;
+  alternatives?: { token: number; logprob: number }[];
+}
+
+export interface GenerateResult {
+  text: string;
+  /** Every new token, an end token that finished the text included. */
+  tokens: Int32Array;
+  finishReason: FinishReason;
+  usage: { promptTokens: number; completionTokens: number; totalTokens: number };
+  timings: GenerateTimings;
+  /** KV bytes held when the last token came, and what full attention would have held. */
+  kv: { residentBytes: number; fullBytes: number };
+  /** The seed that was used: the same one gives the same tokens. */
+  seed: number;
+  /** One a token; only with the option `logprobs`. */
+  logprobs?: Float32Array;
+}
+
+/** Milliseconds and tokens a second. */
+export interface GenerateTimings {
+  /** From the call to the first new token. */
+  firstTokenMs: number;
+  /** From the first new token to the last. */
+  decodeMs: number;
+  prefillTokensPerSecond: number;
+  /** 0 when there was only one token. */
+  decodeTokensPerSecond: number;
+}
+
+/** What a generation tells whoever waits for it. */
+export interface GenerateListener {
+  onPart(part: GeneratePart): void;
+  onDone(result: GenerateResult): void;
+  onError(error: unknown): void;
+}
+
+/** Continues a prompt token by token. */
+export class GenerateJob implements Job {
+  readonly maxTokens: number;
+  private readonly tokens: number[] = [];
+  private readonly logprobs: number[] = [];
+  private readonly detokenizer: Detokenizer | undefined;
+  private readonly stopStrings: StopStrings;
+  private readonly stopIds: ReadonlySet<number>;
+  private readonly seen: Int32Array | undefined;
+  private readonly started = performance.now();
+  private firstTokenAt = 0;
+  private text = '';
+
+  constructor(
+    readonly prompt: Int32Array,
+    private readonly params: SamplingParams,
+    /** `params.maxNewTokens`, or fewer where the model's positions end. */
+    private readonly maxNewTokens: number,
+    private readonly listener: GenerateListener,
+    vocabSize: number,
+    tokenizer: Tokenizer | undefined,
+  ) {
+    // The last new token is never read back, so it needs no place in the cache.
+    this.maxTokens = prompt.length + maxNewTokens - 1;
+    this.detokenizer = tokenizer && new Detokenizer(tokenizer);
+    this.stopStrings = new StopStrings(params.stop);
+    this.stopIds = new Set([...params.stopTokenIds, ...params.eosIds]);
+    if (params.repetitionPenalty !== 1) {
+      this.seen = new Int32Array(seenWords(vocabSize));
+      prompt.forEach((token) => this.mark(token));
+    }
+  }
+
+  plan(sequence: Sequence, count: number): { sample?: SamplingRow } {
+    if (sequence.computed + count < sequence.tokens.length) return {};
+    const { temperature, topK, topP, minP, repetitionPenalty, seed, logprobs } = this.params;
+    const counter = this.tokens.length;
+    const alternatives = logprobs === false ? 0 : logprobs;
+    const row = { temperature, topK, topP, minP, repetitionPenalty, seed, counter, alternatives };
+    return { sample: this.seen ? { ...row, seen: this.seen } : row };
+  }
+
+  receive(sequence: Sequence, output: StepOutput): boolean {
+    if (output.sampled === undefined) {
+      this.report('prefill', sequence.computed, this.prompt.length);
+      return false;
+    }
+    const { sampled } = output;
+    if (this.tokens.length === 0) {
+      this.firstTokenAt = performance.now();
+      this.report('prefill', this.prompt.length, this.prompt.length);
+    }
+    this.tokens.push(sampled.token);
+    this.mark(sampled.token);
+    const { text, reason } = this.textOf(sampled.token);
+    this.text += text;
+    this.logprobs.push(sampled.logprob);
+    this.listener.onPart(this.part(sampled, text));
+    this.report('decode', this.tokens.length, this.maxNewTokens);
+    if (reason === undefined) {
+      sequence.tokens.push(sampled.token);
+      return false;
+    }
+    this.listener.onDone(this.result(sequence, reason));
+    return true;
+  }
+
+  fail(error: unknown): void {
+    this.listener.onError(error);
+  }
+
+  /** The text a token adds, and why it is the last one if it is. */
+  private textOf(token: number): { text: string; reason: FinishReason | undefined } {
+    const ended = this.stopIds.has(token);
+    const last = ended || this.tokens.length >= this.maxNewTokens;
+    let raw = ended ? '' : (this.detokenizer?.push(token) ?? '');
+    if (last) raw += this.detokenizer?.flush() ?? '';
+    const { text, stopped } = this.stopStrings.push(raw);
+    if (stopped || ended)
+      return { text: stopped ? text : text + this.stopStrings.flush(), reason: 'stop' };
+    return last
+      ? { text: text + this.stopStrings.flush(), reason: 'length' }
+      : { text, reason: undefined };
+  }
+
+  private part({ token, logprob, alternatives }: SampledToken, text: string): GeneratePart {
+    const part: GeneratePart = { text, token, index: this.tokens.length - 1 };
+    if (this.params.logprobs === false) return part;
+    return { ...part, logprob, alternatives };
+  }
+
+  private result(sequence: Sequence, finishReason: FinishReason): GenerateResult {
+    const promptTokens = this.prompt.length;
+    const completionTokens = this.tokens.length;
+    const firstTokenMs = this.firstTokenAt - this.started;
+    const decodeMs = performance.now() - this.firstTokenAt;
+    const { resident, full } = sequence.kvBytes;
+    const result: GenerateResult = {
+      text: this.text,
+      tokens: Int32Array.from(this.tokens),
+      finishReason,
+      usage: { promptTokens, completionTokens, totalTokens: promptTokens + completionTokens },
+      timings: {
+        firstTokenMs,
+        decodeMs,
+        prefillTokensPerSecond: (promptTokens / firstTokenMs) * 1000,
+        decodeTokensPerSecond:
+          completionTokens > 1 ? ((completionTokens - 1) / decodeMs) * 1000 : 0,
+      },
+      kv: { residentBytes: resident, fullBytes: full },
+      seed: this.params.seed,
+    };
+    if (this.params.logprobs !== false) result.logprobs = Float32Array.from(this.logprobs);
+    return result;
+  }
+
+  private mark(token: number): void {
+    if (this.seen !== undefined)
+      this.seen[token >> 5] = (this.seen[token >> 5] ?? 0) | (1 << (token & 31));
+  }
+
+  private report(phase: 'prefill' | 'decode', done: number, total: number): void {
+    this.params.onProgress?.({ phase, done, total });
+  }
+}

@@ -1,0 +1,202 @@
+import { openCheckpoint, type Checkpoint } from './checkpoint/checkpoint';
+import type { RopeConfig } from './checkpoint/rope-config';
+import { checkScales } from './checkpoint/scales';
+import {
+  readAttentionPattern,
+  resolveAttentionPattern,
+  type AttentionPattern,
+} from './checkpoint/streaming-config';
+import { WeightChecker, WeightLoader } from './checkpoint/weights';
+import { Engine } from './engine/engine';
+import { throwIfAborted } from './errors';
+import { blocksFor, groupRange, LayerGroup, type LayerGroupKind } from './kv/layer-group';
+import { extendRope, ropeTable, type RopeTable } from './layers/rope';
+import type { ResolvedLoadOptions } from './load-options';
+import type { ModelPlan } from './model/model';
+import { findFamily } from './model/registry';
+import type { NativeDeviceInfo } from './native/binding';
+import { Device, listDevices } from './native/device';
+import { Ops } from './native/ops';
+import type { DType } from './native/tensor';
+import type { BatchLimits } from './runner/batch';
+import { ModelRunner } from './runner/model-runner';
+import { attentionsOfKind, type RopeAngles } from './runner/step';
+
+/** What a checkpoint and the load options decide, before any weight is touched. */
+export interface LoadPlan {
+  checkpoint: Checkpoint;
+  model: ModelPlan;
+  /** undefined: full attention everywhere. */
+  pattern: AttentionPattern | undefined;
+  rope: RopeConfig;
+  table: RopeTable;
+  maxPosition: number;
+}
+
+export interface LoadedModel {
+  plan: LoadPlan;
+  device: Device;
+  deviceInfo: NativeDeviceInfo;
+  /** Why 'auto' did not take a GPU. */
+  deviceNote: string | undefined;
+  cacheDtype: DType;
+  maxTokens: number;
+  groups: readonly LayerGroup[];
+  engine: Engine;
+}
+
+/** Weights copied between two looks at the signal and reports of progress. */
+const copyBatchBytes = 64 * 2 ** 20;
+/** Bytes of expanded keys and values that a round may take. */
+const workspaceBytes = 64 * 2 ** 20;
+
+/** Reads config.json and the tensor headers, and checks that they fit each other. */
+export async function planLoad(
+  dir: string,
+  options: Pick<ResolvedLoadOptions, 'attention' | 'rope' | 'signal'>,
+): Promise<LoadPlan> {
+  const checkpoint = await openCheckpoint(dir, { signal: options.signal });
+  const model = findFamily(checkpoint).plan(checkpoint.config);
+  const { mla, attentions } = model;
+  const fromConfig = readAttentionPattern(mla.streaming, attentions);
+  const { yarnFactor } = options.rope;
+  const { rope, maxPosition } =
+    yarnFactor === undefined ? mla : extendRope(mla.rope, mla.maxPosition, yarnFactor);
+  const checker = new WeightChecker(checkpoint);
+  model.build(checker, 1);
+  checker.finish((name) => model.leftAside(name) !== undefined);
+  return {
+    checkpoint,
+    model,
+    pattern: resolveAttentionPattern(options.attention, fromConfig, attentions),
+    rope,
+    table: ropeTable(rope, mla.ropeDim),
+    maxPosition,
+  };
+}
+
+/** Opens a device and brings a model onto it. Whatever fails, nothing stays behind. */
+export async function loadModel(dir: string, options: ResolvedLoadOptions): Promise<LoadedModel> {
+  const plan = await planLoad(dir, options);
+  await checkScales(plan.checkpoint, options.signal);
+  throwIfAborted(options.signal);
+  const { info, note } = chooseDevice(options.device);
+  const device = new Device(info.kind);
+  try {
+    return await loadOnto(device, plan, options, info, note);
+  } catch (error) {
+    device.close();
+    throw error;
+  }
+}
+
+async function loadOnto(
+  device: Device,
+  plan: LoadPlan,
+  options: ResolvedLoadOptions,
+  deviceInfo: NativeDeviceInfo,
+  deviceNote: string | undefined,
+): Promise<LoadedModel> {
+  const { model, table, maxPosition } = plan;
+  const ops = new Ops(device.makeStream(), device.makeArena());
+  const loader = new WeightLoader(plan.checkpoint, device, ops);
+  const built = model.build(loader, table.softmaxFactor);
+  await copyWeights(loader, ops, options);
+
+  const cacheDtype = options.dtype === 'bfloat16' ? 'bf16' : 'f32';
+  const maxTokens = options.maxTokens ?? Math.min(Math.max(maxPosition, 16_384), 65_536);
+  const groups = makeGroups(device, plan, options, cacheDtype, maxTokens);
+  const angles = uploadAngles(device, ops, table, options.rope.exactAngles);
+  const limits = batchLimits(model, options);
+  const runner = new ModelRunner(ops, built, groups, angles, limits, model.mla.vocabSize);
+  await ops.stream.synchronize();
+  const engine = new Engine(runner, options);
+  return { plan, device, deviceInfo, deviceNote, cacheDtype, maxTokens, groups, engine };
+}
+
+/** 'auto' takes the best usable device; a named one is taken or its reason thrown. */
+function chooseDevice(wanted: ResolvedLoadOptions['device']): {
+  info: NativeDeviceInfo;
+  note: string | undefined;
+} {
+  const devices = listDevices();
+  const find = (kind: string) => devices.find((device) => device.kind === kind);
+  const cuda = find('cuda');
+  const kind = wanted !== 'auto' ? wanted : cuda?.usable ? 'cuda' : 'cpu';
+  const info = find(kind) as NativeDeviceInfo;
+  const note = wanted === 'auto' && kind === 'cpu' ? cuda?.reason : undefined;
+  return { info, note };
+}
+
+async function copyWeights(
+  loader: WeightLoader,
+  ops: Ops,
+  { signal, onProgress }: ResolvedLoadOptions,
+): Promise<void> {
+  const totalBytes = loader.copies.reduce((sum, copy) => sum + copy.bytes, 0);
+  let loadedBytes = 0;
+  let pending = 0;
+  for (const { bytes, run } of loader.copies) {
+    run();
+    loadedBytes += bytes;
+    pending += bytes;
+    if (pending < copyBatchBytes) continue;
+    await ops.stream.synchronize();
+    throwIfAborted(signal);
+    onProgress?.({ loadedBytes, totalBytes });
+    pending = 0;
+  }
+  await ops.stream.synchronize();
+  throwIfAborted(signal);
+  onProgress?.({ loadedBytes, totalBytes });
+}
+
+/** One group for full and one for streaming attentions, each with its own pool; empty ones are left out. */
+function makeGroups(
+  device: Device,
+  { model, pattern }: LoadPlan,
+  options: ResolvedLoadOptions,
+  dtype: DType,
+  maxTokens: number,
+): LayerGroup[] {
+  const { mla, attentions } = model;
+  const width = mla.kvLoraRank + mla.ropeDim;
+  const full = blocksFor(maxTokens);
+  const kinds: LayerGroupKind[] = ['full', 'streaming'];
+  return kinds.flatMap((kind) => {
+    const indices = attentionsOfKind(kind, pattern?.layerType, attentions);
+    if (indices.length === 0) return [];
+    const range = groupRange(kind, pattern);
+    const window = range.sinkBlocks + range.localBlocks + blocksFor(options.chunkTokens) + 1;
+    const capacity = kind === 'full' ? full : Math.min(full, window * options.maxSequences);
+    return [new LayerGroup(device, kind, range, indices, capacity, width, dtype)];
+  });
+}
+
+function uploadAngles(device: Device, ops: Ops, table: RopeTable, exact: boolean): RopeAngles {
+  const pairs = table.inverseFrequencies.length;
+  const inverseFrequencies = device.allocate('f32', [2, pairs], 'workspace');
+  const values = new Float32Array(2 * pairs);
+  table.inverseFrequencies.forEach((frequency, pair) => {
+    const high = Math.fround(frequency);
+    values[pair] = high;
+    values[pairs + pair] = frequency - high;
+  });
+  ops.stream.write(inverseFrequencies, values);
+  return { inverseFrequencies, attentionScale: table.attentionScale, exact };
+}
+
+/**
+ * Expanding a key costs latent * (nope + value) multiplications a head, once for all queries; then
+ * each pair of query and key costs nope + rope + value instead of 2 * latent + rope.
+ */
+function batchLimits({ mla }: ModelPlan, options: ResolvedLoadOptions): BatchLimits {
+  const { heads, kvLoraRank, nopeDim, ropeDim, valueDim } = mla;
+  const saved = 2 * kvLoraRank - nopeDim - valueDim;
+  const breakEven = saved > 0 ? Math.ceil((kvLoraRank * (nopeDim + valueDim)) / saved) : Infinity;
+  const keys = workspaceBytes / (4 * (heads * (nopeDim + valueDim) + kvLoraRank + ropeDim));
+  return {
+    expandedMinTokens: options.expandedMinTokens ?? Math.max(2, breakEven),
+    workspaceKeys: Math.min(Math.max(Math.floor(keys / 128), 2), 64) * 128,
+  };
+}

@@ -1,0 +1,117 @@
+import type { AttentionOption } from './checkpoint/streaming-config';
+import { LozaError, show } from './errors';
+
+/** How far loading is, in bytes of weights that had to be copied; views of mapped files need none. */
+export interface LoadProgress {
+  loadedBytes: number;
+  totalBytes: number;
+}
+
+/** How to load a checkpoint. Every option may be left out. */
+export interface LoadOptions {
+  /** 'auto' takes a GPU when one is usable and says in `model.info.device` why not. Others throw rather than fall back. */
+  device?: 'auto' | 'cpu' | 'cuda' | undefined;
+  /** Which attentions stream: 'auto' as the checkpoint says, 'full' none, or a pattern of your own. */
+  attention?: AttentionOption | undefined;
+  /** Type of the KV cache. 'auto' is float32 on the CPU, which computes in fp32 either way. */
+  dtype?: 'auto' | 'float32' | 'bfloat16' | undefined;
+  /** Tokens that all sequences in flight may keep together: the KV budget. Default: the model's positions, within 16,384 and 65,536. */
+  maxTokens?: number | undefined;
+  rope?: RopeOptions | undefined;
+  /** Prompt tokens read in one step (default 512). */
+  chunkTokens?: number | undefined;
+  /** Sequences in flight; more wait (default 16). */
+  maxSequences?: number | undefined;
+  /** New tokens of a sequence from which attention expands keys and values. Default: where that is cheaper. */
+  expandedMinTokens?: number | undefined;
+  signal?: AbortSignal | undefined;
+  onProgress?: ((progress: LoadProgress) => void) | undefined;
+}
+
+export interface RopeOptions {
+  /** Extends the model's positions by YaRN with this factor, counted from its original length. */
+  yarnFactor?: number | undefined;
+  /** Rotary angles in float64 instead of the fp32 of Hugging Face; they part beyond about 100K positions. */
+  exactAngles?: boolean | undefined;
+}
+
+/** `LoadOptions` with every default filled in that does not depend on the model. */
+export interface ResolvedLoadOptions {
+  device: 'auto' | 'cpu' | 'cuda';
+  attention: AttentionOption;
+  dtype: 'auto' | 'float32' | 'bfloat16';
+  maxTokens: number | undefined;
+  rope: { yarnFactor: number | undefined; exactAngles: boolean };
+  chunkTokens: number;
+  maxSequences: number;
+  expandedMinTokens: number | undefined;
+  signal: AbortSignal | undefined;
+  onProgress: ((progress: LoadProgress) => void) | undefined;
+}
+
+/** Fills in defaults and checks types and ranges. Throws ERR_LOZA_INVALID_ARG with the option's name. */
+export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptions {
+  checkObject('The load options', options, [
+    'device',
+    'attention',
+    'dtype',
+    'maxTokens',
+    'rope',
+    'chunkTokens',
+    'maxSequences',
+    'expandedMinTokens',
+    'signal',
+    'onProgress',
+  ]);
+  const rope = options.rope ?? {};
+  checkObject('rope', rope, ['yarnFactor', 'exactAngles']);
+  const { signal, onProgress, attention = 'auto' } = options;
+  if (signal !== undefined && typeof signal.addEventListener !== 'function') {
+    throw invalid('signal', 'an AbortSignal', signal);
+  }
+  if (onProgress !== undefined && typeof onProgress !== 'function') {
+    throw invalid('onProgress', 'a function', onProgress);
+  }
+  if (rope.exactAngles !== undefined && typeof rope.exactAngles !== 'boolean') {
+    throw invalid('rope.exactAngles', 'true or false', rope.exactAngles);
+  }
+  return {
+    device: oneOf('device', options.device ?? 'auto', ['auto', 'cpu', 'cuda']),
+    attention,
+    dtype: oneOf('dtype', options.dtype ?? 'auto', ['auto', 'float32', 'bfloat16']),
+    maxTokens: integer('maxTokens', options.maxTokens, 2 ** 30),
+    chunkTokens: integer('chunkTokens', options.chunkTokens, 2 ** 20) ?? 512,
+    maxSequences: integer('maxSequences', options.maxSequences, 4096) ?? 16,
+    expandedMinTokens: integer('expandedMinTokens', options.expandedMinTokens, 2 ** 30),
+    rope: { yarnFactor: rope.yarnFactor, exactAngles: rope.exactAngles ?? false },
+    signal,
+    onProgress,
+  };
+}
+
+/** Throws for anything that is not a plain object of the known keys. */
+export function checkObject(name: string, value: unknown, keys: readonly string[]): void {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw invalid(name, 'an object', value);
+  }
+  const unknown = Object.keys(value).find((key) => !keys.includes(key));
+  if (unknown === undefined) return;
+  throw invalid(name, `an object with ${keys.join(', ')}`, unknown);
+}
+
+function integer(name: string, value: number | undefined, max: number): number | undefined {
+  if (value === undefined) return undefined;
+  if (Number.isInteger(value) && value >= 1 && value <= max) return value;
+  throw invalid(name, `an integer of 1..${max}`, value);
+}
+
+function oneOf<T extends string>(name: string, value: string, allowed: readonly T[]): T {
+  const known = allowed.find((one) => one === value);
+  if (known !== undefined) return known;
+  throw invalid(name, `one of ${allowed.map(show).join(', ')}`, value);
+}
+
+function invalid(name: string, expected: string, value: unknown): LozaError {
+  const problem = `${name} must be ${expected}, got ${show(value)}`;
+  return new LozaError('ERR_LOZA_INVALID_ARG', problem, { value });
+}

@@ -1,0 +1,150 @@
+import type { LoadedModel, LoadPlan } from './load-model';
+import type { DeviceKind } from './native/binding';
+
+/** What a checkpoint is, and how it runs. */
+export interface ModelInfo {
+  architecture: string;
+  /** Weights of the model, those left aside not counted. */
+  parameters: number;
+  layers: number;
+  /** LongCat has two attentions a layer, others one. */
+  attentions: number;
+  /** Routed experts a layer; 0 for a dense model. */
+  experts: number;
+  hiddenSize: number;
+  heads: number;
+  vocabSize: number;
+  /** Cache row of a token in one attention: latent and rotated key. */
+  latentDim: number;
+  ropeDim: number;
+  /** One character an attention: '1' = streaming, '0' = full. */
+  layerType: string;
+  /** Blocks of 128 tokens that streaming attentions keep; 0 when none streams. */
+  sinkBlocks: number;
+  localBlocks: number;
+  rope: RopeInfo;
+  maxPosition: number;
+  /** Tensors of the checkpoint that the model does not use: what they are, and how many. */
+  leftAside: Record<string, number>;
+}
+
+/** The effective rotary embedding: after YaRN, and after the user's extension. */
+export interface RopeInfo {
+  type: 'default' | 'yarn';
+  theta: number;
+  factor: number;
+  originalMaxPosition: number;
+  /** Pairs below `low` keep their frequency, from `high` on they are divided by the factor. */
+  low: number;
+  high: number;
+  attentionScale: number;
+  softmaxFactor: number;
+  /** Radians a position, one for each pair of dimensions. */
+  inverseFrequencies: number[];
+}
+
+export interface LoadedModelInfo extends ModelInfo {
+  dtype: 'float32' | 'bfloat16';
+  device: DeviceKind;
+  deviceName: string;
+  /** Why `device: 'auto'` did not take a GPU. */
+  deviceNote?: string;
+  /** The KV budget in tokens. */
+  maxTokens: number;
+}
+
+/** Bytes, by what they are for. */
+export interface MemoryReport {
+  weights: { mapped: number; copied: number };
+  kv: { full: KvReport; streaming: KvReport };
+  workspace: number;
+  /** Largest sum so far. */
+  peak: number;
+}
+
+export interface KvReport {
+  /** In blocks that sequences hold now. */
+  resident: number;
+  /** Given back by running sequences because no later query can read them. */
+  freed: number;
+  /** What the pool can hold. */
+  capacity: number;
+}
+
+export function describePlan(plan: LoadPlan): ModelInfo {
+  const { model, pattern, rope, table, maxPosition } = plan;
+  const { mla } = model;
+  return {
+    architecture: plan.checkpoint.architecture ?? plan.checkpoint.modelType ?? 'unknown',
+    ...countTensors(plan),
+    layers: model.layers,
+    attentions: model.attentions,
+    experts: model.experts,
+    hiddenSize: mla.hiddenSize,
+    heads: mla.heads,
+    vocabSize: mla.vocabSize,
+    latentDim: mla.kvLoraRank,
+    ropeDim: mla.ropeDim,
+    layerType: pattern?.layerType ?? '0'.repeat(model.attentions),
+    sinkBlocks: pattern?.sinkBlocks ?? 0,
+    localBlocks: pattern?.localBlocks ?? 0,
+    rope: {
+      type: rope.scaling === null ? 'default' : 'yarn',
+      theta: rope.theta,
+      factor: rope.scaling?.factor ?? 1,
+      originalMaxPosition: rope.scaling?.originalMaxPosition ?? maxPosition,
+      low: table.low,
+      high: table.high,
+      attentionScale: table.attentionScale,
+      softmaxFactor: table.softmaxFactor,
+      inverseFrequencies: [...table.inverseFrequencies],
+    },
+    maxPosition,
+  };
+}
+
+export function describeModel(loaded: LoadedModel): LoadedModelInfo {
+  const { plan, deviceInfo, deviceNote, cacheDtype, maxTokens } = loaded;
+  return {
+    ...describePlan(plan),
+    dtype: cacheDtype === 'bf16' ? 'bfloat16' : 'float32',
+    device: deviceInfo.kind,
+    deviceName: deviceInfo.name,
+    ...(deviceNote === undefined ? {} : { deviceNote }),
+    maxTokens,
+  };
+}
+
+export function memoryReport({ device, groups, engine }: LoadedModel): MemoryReport {
+  const { weights, mappedWeights, workspace, peak } = device.memory();
+  const kv = (kind: 'full' | 'streaming'): KvReport => {
+    const group = groups.find((one) => one.kind === kind);
+    if (group === undefined) return { resident: 0, freed: 0, capacity: 0 };
+    const freed = engine.sequences.reduce((sum, one) => sum + one.blocksOf(group).freed, 0);
+    return {
+      resident: group.pool.inUse * group.blockBytes,
+      freed: freed * group.blockBytes,
+      capacity: group.pool.capacity * group.blockBytes,
+    };
+  };
+  return {
+    weights: { mapped: mappedWeights, copied: weights },
+    kv: { full: kv('full'), streaming: kv('streaming') },
+    workspace,
+    peak,
+  };
+}
+
+function countTensors({
+  checkpoint,
+  model,
+}: LoadPlan): Pick<ModelInfo, 'parameters' | 'leftAside'> {
+  let parameters = 0;
+  const leftAside: Record<string, number> = {};
+  for (const { name, shape } of checkpoint.tensors.values()) {
+    const what = model.leftAside(name);
+    if (what !== undefined) leftAside[what] = (leftAside[what] ?? 0) + 1;
+    else if (!name.endsWith('_scale_inv')) parameters += shape.reduce((n, extent) => n * extent, 1);
+  }
+  return { parameters, leftAside };
+}

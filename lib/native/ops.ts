@@ -1,0 +1,326 @@
+import { fromNative, type NativeOperation, type NativeStream } from './binding';
+import type { Arena, Stream } from './device';
+import type { Tensor } from './tensor';
+
+/** A matrix [n, k], or a stack of them [experts, n, k]; f8e4m3 ones come with their block scales. */
+export interface Weight {
+  tensor: Tensor;
+  scale?: Tensor;
+}
+
+/** The keys a query may see: native/ops/attention/key_range.h. */
+export interface KeyRange {
+  sinkBlocks: number;
+  localBlocks: number;
+}
+
+/** Every key up to the query itself. */
+export const fullRange: KeyRange = { sinkBlocks: 0, localBlocks: 2 ** 31 - 1 };
+
+/** Blocks of one layer group, as decode attention reads them. */
+export interface BlockView {
+  blockTable: Tensor; // i32 [sequences, entries]
+  firstLocal: Tensor; // i32 [sequences]
+}
+
+export interface RouterOptions {
+  topK: number;
+  scoring: 'softmax' | 'sigmoid';
+  groupScore: 'max' | 'topTwoSum';
+  groups: number;
+  topGroups: number;
+  normalize: boolean;
+  scale: number;
+}
+
+/** Where each routed slot goes: native/ops/expert_plan/expert_plan.h. */
+export interface ExpertPlan {
+  order: Tensor;
+  place: Tensor;
+  starts: Tensor;
+}
+
+export interface SampleResult {
+  tokens: Tensor; // i32 [rows]
+  logprobs: Tensor; // f32 [rows]
+  topTokens?: Tensor; // i32 [rows, alternatives]
+  topLogprobs?: Tensor; // f32 [rows, alternatives]
+}
+
+type Arguments = (Tensor | number | boolean | undefined)[];
+type Run = Record<NativeOperation, (...args: Arguments) => void>;
+
+const operations: readonly NativeOperation[] = [
+  'AttentionDecode',
+  'AttentionPrefill',
+  'Cast',
+  'Combine',
+  'ExpertPlan',
+  'Fill',
+  'GatherRows',
+  'GroupedLinear',
+  'HeadLinear',
+  'LatentLoad',
+  'LatentStore',
+  'Linear',
+  'RmsNorm',
+  'Rope',
+  'RopeTable',
+  'Route',
+  'Sample',
+  'Swiglu',
+];
+
+/**
+ * The operations of one stream, with outputs allocated in its arena. A call enqueues and returns;
+ * formulas, shapes and dtypes are in native/ops/<op>/<op>.h.
+ */
+export class Ops {
+  private readonly run: Run;
+
+  constructor(
+    readonly stream: Stream,
+    readonly arena: Arena,
+  ) {
+    this.run = bindOperations(stream.native);
+  }
+
+  float(...shape: number[]): Tensor {
+    return this.arena.allocate('f32', shape);
+  }
+
+  integers(...shape: number[]): Tensor {
+    return this.arena.allocate('i32', shape);
+  }
+
+  /** An i32 tensor that holds `values`, in stream order. */
+  upload(values: Int32Array, ...shape: number[]): Tensor {
+    const tensor = this.integers(...(shape.length > 0 ? shape : [values.length]));
+    if (values.length > 0) this.stream.write(tensor, values);
+    return tensor;
+  }
+
+  /** out[i] = table[ids[i]]. */
+  gatherRows(table: Tensor, ids: Tensor): Tensor {
+    const out = this.float(ids.dim(0), table.dim(1));
+    this.run.GatherRows(out, table, ids);
+    return out;
+  }
+
+  /** x Wᵀ. */
+  linear(x: Tensor, weight: Weight): Tensor {
+    const out = this.float(x.dim(0), weight.tensor.dim(0));
+    this.run.Linear(out, x, weight.tensor, weight.scale, false);
+    return out;
+  }
+
+  /** sum += x Wᵀ. */
+  addLinear(sum: Tensor, x: Tensor, weight: Weight): void {
+    this.run.Linear(sum, x, weight.tensor, weight.scale, true);
+  }
+
+  /** out[t, h] = W[h] x[t, h], into a view the caller gives. */
+  headLinear(out: Tensor, x: Tensor, weight: Tensor): void {
+    this.run.HeadLinear(out, x, weight);
+  }
+
+  rmsNorm(x: Tensor, weight: Tensor, eps: number, scale = 1): Tensor {
+    const out = this.float(x.dim(0), x.dim(1));
+    this.run.RmsNorm(out, x, weight, eps, scale);
+    return out;
+  }
+
+  /** cos and sin of each row's position, once a step. */
+  ropeTable(
+    positions: Tensor,
+    inverseFrequencies: Tensor,
+    attentionScale: number,
+    exactAngles: boolean,
+  ): Tensor {
+    const table = this.float(positions.dim(0), inverseFrequencies.dim(1) * 2);
+    this.run.RopeTable(table, positions, inverseFrequencies, attentionScale, exactAngles);
+    return table;
+  }
+
+  /** Rotates x [rows, heads, dim] in place. */
+  rope(x: Tensor, table: Tensor): void {
+    this.run.Rope(x, table);
+  }
+
+  latentStore(
+    cache: Tensor,
+    kv: Tensor,
+    weight: Tensor,
+    ropeTable: Tensor,
+    slots: Tensor,
+    eps: number,
+    scale: number,
+  ): void {
+    this.run.LatentStore(cache, kv, weight, ropeTable, slots, eps, scale);
+  }
+
+  latentLoad(cache: Tensor, slots: Tensor): Tensor {
+    const out = this.float(slots.dim(0), cache.dim(1));
+    this.run.LatentLoad(out, cache, slots);
+    return out;
+  }
+
+  /** One round of expanded attention, merged into `out` and `lse`. */
+  attentionPrefill(
+    state: { out: Tensor; lse: Tensor },
+    q: Tensor,
+    kv: Tensor,
+    kRope: Tensor,
+    segments: Tensor,
+    softmaxScale: number,
+    range: KeyRange,
+  ): void {
+    const { sinkBlocks, localBlocks } = range;
+    const { out, lse } = state;
+    this.run.AttentionPrefill(
+      out,
+      lse,
+      q,
+      kv,
+      kRope,
+      segments,
+      softmaxScale,
+      sinkBlocks,
+      localBlocks,
+    );
+  }
+
+  /** Absorbed attention over the paged cache: [rows, heads, latent]. */
+  attentionDecode(
+    q: Tensor,
+    cache: Tensor,
+    latent: number,
+    view: BlockView,
+    queryStarts: Tensor,
+    positions: Tensor,
+    softmaxScale: number,
+    range: KeyRange,
+  ): Tensor {
+    const out = this.float(q.dim(0), q.dim(1), latent);
+    this.run.AttentionDecode(
+      out,
+      q,
+      cache,
+      view.blockTable,
+      view.firstLocal,
+      queryStarts,
+      positions,
+      softmaxScale,
+      range.sinkBlocks,
+      range.localBlocks,
+    );
+    return out;
+  }
+
+  /** silu(gate) * up, in place of `gate`. */
+  swiglu(gate: Tensor, up: Tensor): Tensor {
+    this.run.Swiglu(gate, gate, up);
+    return gate;
+  }
+
+  route(
+    logits: Tensor,
+    bias: Tensor | undefined,
+    options: RouterOptions,
+  ): { ids: Tensor; weights: Tensor } {
+    const rows = logits.dim(0);
+    const ids = this.integers(rows, options.topK);
+    const weights = this.float(rows, options.topK);
+    this.run.Route(
+      ids,
+      weights,
+      logits,
+      bias,
+      options.scoring === 'softmax' ? 0 : 1,
+      options.groupScore === 'max' ? 0 : 1,
+      options.groups,
+      options.topGroups,
+      options.normalize,
+      options.scale,
+    );
+    return { ids, weights };
+  }
+
+  expertPlan(ids: Tensor, experts: number): ExpertPlan {
+    const slots = ids.elements;
+    const plan = {
+      order: this.integers(slots),
+      place: this.integers(slots),
+      starts: this.integers(experts + 1),
+    };
+    this.run.ExpertPlan(plan.order, plan.place, plan.starts, ids);
+    return plan;
+  }
+
+  /** Each expert's matrix on its rows; with `topK`, x is read through the plan's order. */
+  groupedLinear(x: Tensor, weight: Weight, plan: ExpertPlan, topK?: number): Tensor {
+    const out = this.float(plan.order.dim(0), weight.tensor.dim(1));
+    const order = topK === undefined ? undefined : plan.order;
+    this.run.GroupedLinear(out, x, weight.tensor, weight.scale, plan.starts, order, topK ?? 1);
+    return out;
+  }
+
+  /** sum += the experts' weighted results, and identity for zero experts. */
+  combine(
+    sum: Tensor,
+    y: Tensor,
+    plan: ExpertPlan,
+    weights: Tensor,
+    identity: Tensor | undefined,
+  ): void {
+    this.run.Combine(sum, y, plan.place, weights, identity);
+  }
+
+  /** One token a row; `settings` and `integers` as in native/ops/sample/sample.h. */
+  sample(
+    logits: Tensor,
+    settings: Tensor,
+    integers: Tensor,
+    seen: Tensor | undefined,
+    alternatives: number,
+  ): SampleResult {
+    const rows = logits.dim(0);
+    const result: SampleResult = { tokens: this.integers(rows), logprobs: this.float(rows) };
+    if (alternatives > 0) {
+      result.topTokens = this.integers(rows, alternatives);
+      result.topLogprobs = this.float(rows, alternatives);
+    }
+    const { tokens, logprobs, topTokens, topLogprobs } = result;
+    this.run.Sample(tokens, logprobs, topTokens, topLogprobs, logits, settings, integers, seen);
+    return result;
+  }
+
+  /** Converts (and, with a scale, dequantises) into a tensor the caller gives. */
+  cast(out: Tensor, input: Tensor, scale?: Tensor): void {
+    this.run.Cast(out, input, scale);
+  }
+
+  fill(out: Tensor, value: number): void {
+    this.run.Fill(out, value);
+  }
+}
+
+/** Tensors become handles, absent ones 0; native errors become LozaErrors. */
+function bindOperations(native: NativeStream): Run {
+  const bound = operations.map((name) => [
+    name,
+    (...args: Arguments) => {
+      for (let i = 0; i < args.length; i++) {
+        const argument = args[i];
+        if (argument === undefined) args[i] = 0;
+        else if (typeof argument === 'object') args[i] = argument.handle;
+      }
+      try {
+        native[name](...(args as (number | boolean)[]));
+      } catch (error) {
+        throw fromNative(error);
+      }
+    },
+  ]);
+  return Object.fromEntries(bound) as Run;
+}

@@ -1,0 +1,197 @@
+import type { LayerGroup } from '../kv/layer-group';
+import type { Model } from '../model/model';
+import type { Ops, SampleResult } from '../native/ops';
+import type { Tensor } from '../native/tensor';
+import { planBatch, type Batch, type BatchItem, type BatchLimits } from './batch';
+import { uploadStep, type RopeAngles } from './step';
+
+/** How one sequence chooses its next token; native/ops/sample/sample.h. */
+export interface SamplingRow {
+  temperature: number;
+  topK: number;
+  topP: number;
+  minP: number;
+  repetitionPenalty: number;
+  seed: number;
+  /** Tokens drawn before: with the seed, all that the draw depends on. */
+  counter: number;
+  /** Bit mask of the tokens the penalty applies to; only with a penalty. */
+  seen?: Int32Array;
+  /** Alternatives to report. */
+  alternatives: number;
+}
+
+export interface SampledToken {
+  token: number;
+  logprob: number;
+  alternatives: { token: number; logprob: number }[];
+}
+
+/** What one sequence does in a step: `count` new tokens, and what is wanted of them. */
+export interface StepWork extends BatchItem {
+  /** Choose the token that follows the last new one. */
+  sample?: SamplingRow;
+  /** Read the logits of these of the new tokens, counted from the first. */
+  score?: readonly number[];
+}
+
+export interface StepOutput {
+  sampled?: SampledToken;
+  /** [score.length, vocabulary] */
+  logits?: Float32Array;
+}
+
+/** Rows of logits that are in memory at a time when a long prompt is scored. */
+const scoreRows = 64;
+
+/** Runs steps: lays out a batch, enqueues the model, samples on the device, reads the results. */
+export class ModelRunner {
+  constructor(
+    private readonly ops: Ops,
+    private readonly model: Model,
+    readonly groups: readonly LayerGroup[],
+    private readonly angles: RopeAngles,
+    private readonly limits: BatchLimits,
+    private readonly vocabSize: number,
+  ) {}
+
+  /**
+   * Advances every sequence by its new tokens. When it throws, no sequence has advanced and their
+   * cache rows from `computed` on are undefined.
+   */
+  async step(work: readonly StepWork[]): Promise<StepOutput[]> {
+    for (const { sequence, count } of work) sequence.extend(count);
+    const [sampled, scored] = await Promise.all(this.ops.arena.scope(() => this.enqueue(work)));
+    for (const { sequence, count } of work) sequence.advance(count);
+    return work.map((_, i) => {
+      const output: StepOutput = {};
+      if (sampled[i] !== undefined) output.sampled = sampled[i];
+      if (scored[i] !== undefined) output.logits = scored[i];
+      return output;
+    });
+  }
+
+  private enqueue(work: readonly StepWork[]) {
+    const batch = planBatch(work, this.groups, this.limits);
+    const hidden = this.model.forward(uploadStep(this.ops, batch, this.angles));
+    return [this.sample(hidden, batch, work), this.score(hidden, batch, work)] as const;
+  }
+
+  private async sample(
+    hidden: Tensor,
+    batch: Batch,
+    work: readonly StepWork[],
+  ): Promise<(SampledToken | undefined)[]> {
+    const chosen = work.flatMap(({ sample, count }, i) =>
+      sample === undefined ? [] : { index: i, row: (batch.firstRows[i] ?? 0) + count - 1, sample },
+    );
+    if (chosen.length === 0) return [];
+    const settings = chosen.map(({ sample }) => sample);
+    const alternatives = Math.max(...settings.map((row) => row.alternatives));
+    const logits = this.logits(
+      hidden,
+      chosen.map(({ row }) => row),
+    );
+    const result = this.ops.sample(
+      logits,
+      this.uploadSettings(settings),
+      this.ops.upload(packIntegers(settings), settings.length, 4),
+      this.uploadSeen(settings),
+      alternatives,
+    );
+    const tokens = await this.readSamples(result, alternatives);
+    const byItem = new Array<SampledToken | undefined>(work.length).fill(undefined);
+    chosen.forEach(({ index, sample }, i) => {
+      const token = tokens[i] as SampledToken;
+      byItem[index] = { ...token, alternatives: token.alternatives.slice(0, sample.alternatives) };
+    });
+    return byItem;
+  }
+
+  private async readSamples(result: SampleResult, alternatives: number): Promise<SampledToken[]> {
+    const { stream } = this.ops;
+    const none = { tokens: new Int32Array(), logprobs: new Float32Array() };
+    const [tokens, logprobs, topTokens, topLogprobs] = await Promise.all([
+      stream.readIntegers(result.tokens),
+      stream.readFloats(result.logprobs),
+      result.topTokens ? stream.readIntegers(result.topTokens) : none.tokens,
+      result.topLogprobs ? stream.readFloats(result.topLogprobs) : none.logprobs,
+    ]);
+    return Array.from(tokens, (token, row) => ({
+      token,
+      logprob: logprobs[row] ?? NaN,
+      alternatives: Array.from({ length: alternatives }, (_, i) => ({
+        token: topTokens[row * alternatives + i] ?? 0,
+        logprob: topLogprobs[row * alternatives + i] ?? NaN,
+      })),
+    }));
+  }
+
+  private async score(
+    hidden: Tensor,
+    batch: Batch,
+    work: readonly StepWork[],
+  ): Promise<(Float32Array | undefined)[]> {
+    const reads = work.map(({ score }, i) => {
+      if (score === undefined || score.length === 0) return [];
+      const rows = score.map((offset) => (batch.firstRows[i] ?? 0) + offset);
+      return this.readLogits(hidden, rows);
+    });
+    const parts = await Promise.all(reads.map((read) => Promise.all(read)));
+    return parts.map((part) => (part.length === 0 ? undefined : concatenate(part)));
+  }
+
+  private readLogits(hidden: Tensor, rows: readonly number[]): Promise<Float32Array>[] {
+    const reads: Promise<Float32Array>[] = [];
+    for (let from = 0; from < rows.length; from += scoreRows) {
+      const part = rows.slice(from, from + scoreRows);
+      const read = () => this.ops.stream.readFloats(this.logits(hidden, part));
+      reads.push(this.ops.arena.scope(read));
+    }
+    return reads;
+  }
+
+  private logits(hidden: Tensor, rows: readonly number[]): Tensor {
+    const ids = this.ops.upload(Int32Array.from(rows));
+    return this.model.logits(this.ops, this.ops.gatherRows(hidden, ids));
+  }
+
+  private uploadSettings(rows: readonly SamplingRow[]): Tensor {
+    const settings = this.ops.float(rows.length, 4);
+    const values = rows.flatMap((r) => [r.temperature, r.topP, r.minP, r.repetitionPenalty]);
+    this.ops.stream.write(settings, Float32Array.from(values));
+    return settings;
+  }
+
+  private uploadSeen(rows: readonly SamplingRow[]): Tensor | undefined {
+    if (rows.every((row) => row.seen === undefined)) return undefined;
+    const words = seenWords(this.vocabSize);
+    const masks = new Int32Array(rows.length * words);
+    rows.forEach((row, i) => row.seen && masks.set(row.seen, i * words));
+    return this.ops.upload(masks, rows.length, words);
+  }
+}
+
+/** Words of the bit mask of seen tokens. */
+export const seenWords = (vocabSize: number): number => Math.ceil(vocabSize / 32);
+
+function packIntegers(rows: readonly SamplingRow[]): Int32Array {
+  const values = rows.flatMap(({ topK, seed, counter }) => [
+    topK,
+    (seed % 2 ** 32) | 0,
+    Math.floor(seed / 2 ** 32) | 0,
+    counter,
+  ]);
+  return Int32Array.from(values);
+}
+
+function concatenate(parts: readonly Float32Array[]): Float32Array {
+  if (parts.length === 1 && parts[0] !== undefined) return parts[0];
+  const whole = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let offset = 0;
+  for (const part of parts) {
+    whole.set(part, offset);
+    offset += part.length;
+  }
+  return whole;
+}

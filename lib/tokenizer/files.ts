@@ -1,0 +1,94 @@
+import { open, type FileHandle } from 'node:fs/promises';
+import { LozaError, show, type LozaErrorCode } from '../errors';
+
+/** Reads of the small text files of a checkpoint: size-limited, UTF-8, absent files are no error. */
+
+export type PlainObject = Record<string, unknown>;
+
+export function isPlainObject(value: unknown): value is PlainObject {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+/**
+ * The bytes of `file`, or undefined when it does not exist.
+ * Errors: `code` when it has more than `limit` bytes, ERR_LOZA_IO when it cannot be read.
+ */
+export async function readOptionalFile(
+  file: string,
+  limit: number,
+  code: LozaErrorCode,
+): Promise<Buffer | undefined> {
+  let handle: FileHandle | undefined;
+  try {
+    handle = await open(file, 'r');
+    const { size } = await handle.stat();
+    if (size > limit) {
+      throw new LozaError(code, `${file} has ${size} bytes, more than the limit of ${limit}`, {
+        value: size,
+        hint: 'Check that it is the file published with the model',
+      });
+    }
+    return await handle.readFile();
+  } catch (error) {
+    if (error instanceof LozaError) throw error;
+    if (systemCode(error) === 'ENOENT') return undefined;
+    throw new LozaError('ERR_LOZA_IO', `${file} could not be read (${systemCode(error)})`, {
+      value: file,
+      hint: 'Check that it is a file that this user may read',
+      cause: error,
+    });
+  } finally {
+    await handle?.close();
+  }
+}
+
+/** The text in `bytes`; error `code` when it is not valid UTF-8. */
+export function decodeUtf8(bytes: Uint8Array, file: string, code: LozaErrorCode): string {
+  try {
+    return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+  } catch (cause) {
+    throw new LozaError(code, `${file} is not valid UTF-8`, {
+      hint: 'The file is damaged: copy it again',
+      cause,
+    });
+  }
+}
+
+/** The JSON object in `bytes`; error `code` when it is anything else. */
+export function parseJsonObject(bytes: Uint8Array, file: string, code: LozaErrorCode): PlainObject {
+  let value: unknown;
+  try {
+    value = JSON.parse(decodeUtf8(bytes, file, code));
+  } catch (cause) {
+    if (cause instanceof LozaError) throw cause;
+    throw new LozaError(code, `${file} is not valid JSON`, {
+      hint: 'The file is damaged: copy it again',
+      cause,
+    });
+  }
+  if (isPlainObject(value)) return value;
+  throw new LozaError(code, `${file} must hold a JSON object, found ${show(value)}`, { value });
+}
+
+/** Where a surrogate without its partner stands in `text` (UTF-16 index), or -1. */
+export function loneSurrogateIndex(text: string): number {
+  // With the u flag a pair is one code point, so only unpaired halves are of category Cs.
+  return text.search(/\p{Cs}/u);
+}
+
+/** `tokenizer_config.json` of the folder, or an empty object. Error `code` when it is malformed. */
+export async function readTokenizerConfig(file: string, code: LozaErrorCode): Promise<PlainObject> {
+  const bytes = await readOptionalFile(file, 64 * 2 ** 20, code);
+  return bytes === undefined ? {} : parseJsonObject(bytes, file, code);
+}
+
+/** A named token of tokenizer_config.json (`bos_token`, ...), written as text or as an object. */
+export function namedToken(config: PlainObject, name: string): string | undefined {
+  const value = config[name];
+  const content = isPlainObject(value) ? value['content'] : value;
+  return typeof content === 'string' && content !== '' ? content : undefined;
+}
+
+function systemCode(error: unknown): string {
+  return (error as NodeJS.ErrnoException).code ?? String(error);
+}

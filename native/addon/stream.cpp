@@ -1,0 +1,96 @@
+#include <cstring>
+
+#include "addon/environment.h"
+#include "addon/wraps.h"
+
+namespace loza::addon {
+
+Napi::Function StreamWrap::define(Napi::Env env) {
+  std::vector<Napi::ClassPropertyDescriptor<StreamWrap>> methods{
+      InstanceMethod<&StreamWrap::write>("write"),
+      InstanceMethod<&StreamWrap::read>("read"),
+      InstanceMethod<&StreamWrap::synchronize>("synchronize"),
+      InstanceMethod<&StreamWrap::begin_graph>("beginGraph"),
+      InstanceMethod<&StreamWrap::end_graph>("endGraph"),
+      InstanceMethod<&StreamWrap::launch>("launch")};
+  for (const napi_property_descriptor& operation : operation_methods())
+    methods.emplace_back(operation);
+  return DefineClass(env, "Stream", methods);
+}
+
+StreamWrap::StreamWrap(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+  guarded(info.Env(), [&] {
+    state_ = *info[0].As<Napi::External<std::shared_ptr<DeviceState>>>().Data();
+    stream_ = state_->make_stream();
+    Environment::of(info.Env()).watch(stream_);
+  });
+}
+
+// write(tensor, typedArray): copies now, arrives in stream order
+void StreamWrap::write(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    check_open();
+    const Tensor& to = tensors().get(info[0].As<Napi::Number>().Int32Value());
+    const auto from = info[1].As<Napi::TypedArray>();
+    const auto* bytes = static_cast<const std::byte*>(from.ArrayBuffer().Data());
+    stream_->write(to, bytes + from.ByteOffset(), from.ByteLength());
+  });
+}
+
+// read(tensor): promise of an ArrayBuffer with the tensor's bytes
+Napi::Value StreamWrap::read(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_open();
+    const Tensor& from = tensors().get(info[0].As<Napi::Number>().Int32Value());
+    auto bytes = std::make_shared<std::vector<std::byte>>(static_cast<size_t>(from.bytes()));
+    stream_->read(from, bytes->data());
+    auto pending = Environment::of(info.Env()).completions->add(info.Env(), [bytes](Napi::Env env) {
+      auto buffer = Napi::ArrayBuffer::New(env, bytes->size());
+      std::memcpy(buffer.Data(), bytes->data(), bytes->size());
+      return Napi::Value(buffer);
+    });
+    stream_->on_complete(std::move(pending.settle));
+    return pending.promise;
+  });
+}
+
+// synchronize(): promise that resolves when everything enqueued so far is done
+Napi::Value StreamWrap::synchronize(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&]() -> Napi::Value {
+    check_open();
+    auto pending = Environment::of(info.Env()).completions->add(
+        info.Env(), [](Napi::Env env) { return env.Undefined(); });
+    stream_->on_complete(std::move(pending.settle));
+    return pending.promise;
+  });
+}
+
+void StreamWrap::begin_graph(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    check_open();
+    stream_->begin_graph();
+  });
+}
+
+Napi::Value StreamWrap::end_graph(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    check_open();
+    auto graph = stream_->end_graph();
+    return Environment::of(info.Env())
+        .graph_class.New({Napi::External<std::shared_ptr<Graph>>::New(info.Env(), &graph)});
+  });
+}
+
+void StreamWrap::launch(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    check_open();
+    stream_->launch(GraphWrap::Unwrap(info[0].As<Napi::Object>())->graph());
+  });
+}
+
+Napi::Function GraphWrap::define(Napi::Env env) { return DefineClass(env, "Graph", {}); }
+
+GraphWrap::GraphWrap(const Napi::CallbackInfo& info)
+    : ObjectWrap(info), graph_(*info[0].As<Napi::External<std::shared_ptr<Graph>>>().Data()) {}
+
+}  // namespace loza::addon

@@ -1,0 +1,86 @@
+#include "core/device.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "core/cpu_device.h"
+#include "core/cpu_stream.h"
+
+namespace loza {
+
+namespace {
+
+// Anonymous pages: zero until touched, so a large KV pool costs memory only as it fills.
+class CpuBuffer final : public Buffer {
+ public:
+  CpuBuffer(std::shared_ptr<MemoryAccount> account, Purpose purpose, size_t bytes)
+      : Buffer(std::move(account), purpose, bytes) {
+    void* pages = account_->injected_failure() ? MAP_FAILED
+                                               : mmap(nullptr, length(), PROT_READ | PROT_WRITE,
+                                                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED)
+      fail(code::kOutOfMemory, "the CPU could not give ", bytes, " bytes more (",
+           account_->bytes(Purpose::kWeights) + account_->bytes(Purpose::kKv) +
+               account_->bytes(Purpose::kWorkspace),
+           " bytes are in use by this model)");
+    data_ = static_cast<std::byte*>(pages);
+    account_->add(purpose_, static_cast<int64_t>(bytes_));
+  }
+  ~CpuBuffer() override {
+    munmap(data_, length());
+    account_->add(purpose_, -static_cast<int64_t>(bytes_));
+  }
+
+ private:
+  // Vector loads may look a little past the last element.
+  size_t length() const { return bytes_ + 64; }
+};
+
+std::string cpu_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);)
+    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+  return "CPU";
+}
+
+DeviceInfo probe_cpu() {
+  return {.kind = "cpu",
+          .name = cpu_name(),
+          .usable = true,
+          .reason = "",
+          .cores = available_cores(),
+          .memory_bytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE)};
+}
+
+DeviceInfo probe_cuda() {
+  return {.kind = "cuda",
+          .name = "CUDA",
+          .usable = false,
+          .reason = "this version of loza has no CUDA backend yet",
+          .cores = 0,
+          .memory_bytes = 0};
+}
+
+}  // namespace
+
+BufferPtr CpuDevice::allocate(size_t bytes, Purpose purpose) {
+  return std::make_shared<CpuBuffer>(account_, purpose, bytes);
+}
+
+std::shared_ptr<Stream> CpuDevice::make_stream() {
+  return std::make_shared<CpuStream>(available_cores());
+}
+
+std::vector<DeviceInfo> probe_devices() { return {probe_cpu(), probe_cuda()}; }
+
+std::unique_ptr<Device> open_device(const std::string& kind) {
+  if (kind == "cpu") return std::make_unique<CpuDevice>();
+  for (const DeviceInfo& info : probe_devices())
+    if (info.kind == kind) fail(code::kDeviceUnavailable, "device ", kind, ": ", info.reason);
+  fail(code::kDeviceUnavailable, "no device is called ", kind);
+}
+
+}  // namespace loza

@@ -1,0 +1,48 @@
+#pragma once
+
+#include "core/tensor.h"
+#include "ops/attention/key_range.h"
+
+namespace loza {
+
+// Expanded attention of new tokens over a workspace of expanded keys, merged into what earlier
+// rounds left in `out` and `lse`. A segment pairs a run of query rows with a run of workspace rows:
+//   [query_row, query_count, query_position, key_row, key_count, key_position]
+// Row r of the run has absolute position query_position + r, key row r key_position + r.
+//   score(t, j) = softmax_scale * (q_nope . k_nope + q_rope . k_rope), range.allows(t, j)
+// Merge by log-sum-exp: before the first round `lse` is -inf; a row that sees no key stays as it was.
+// Segments of one call that share a query row are merged in the order they are listed.
+struct AttentionPrefillParams {
+  Tensor out;       // f32 [rows, heads, value]
+  Tensor lse;       // f32 [rows, heads]
+  Tensor q;         // f32 [rows, heads, nope + rope]
+  Tensor kv;        // f32 [keys, heads, nope + value], kv_b_proj of the latents
+  Tensor k_rope;    // f32 [keys, rope], rows may be strided
+  Tensor segments;  // i32 [segments, 6]
+  float softmax_scale = 1;
+  KeyRange range;
+
+  void check() const;
+};
+
+// Absorbed attention of a few new tokens a sequence over the paged latent cache.
+// Query row t of sequence b (query_starts[b] <= t < query_starts[b + 1]) has absolute position
+// positions[t] and sees range.allows(positions[t], j). Entry i of a sequence's table is the block
+// of absolute index i below range.sink_blocks and first_local[b] + i - sink_blocks above: streaming
+// layers get a short table. Rows with position -1 are padding: their output is zero.
+//   score(t, j) = softmax_scale * q . cache[slot(j)],  out = sum softmax(score) cache[slot(j)][0:latent]
+struct AttentionDecodeParams {
+  Tensor out;           // f32 [rows, heads, latent]
+  Tensor q;             // f32 [rows, heads, latent + rope]
+  Tensor cache;         // f32 | bf16 [slots, latent + rope]; slot = block * 128 + offset
+  Tensor block_table;   // i32 [sequences, entries]
+  Tensor first_local;   // i32 [sequences]
+  Tensor query_starts;  // i32 [sequences + 1]
+  Tensor positions;     // i32 [rows]
+  float softmax_scale = 1;
+  KeyRange range;
+
+  void check() const;
+};
+
+}  // namespace loza

@@ -1,0 +1,17 @@
+#pragma once
+
+#include "core/tensor.h"
+
+namespace loza {
+
+// out[i, :] = table[ids[i], :]. The token embedding, and the choice of rows that get logits.
+// An id outside the table fails the stream with ERR_LOZA_INVALID_ARG.
+struct GatherRowsParams {
+  Tensor out;    // f32 [rows, width]
+  Tensor table;  // f32 | bf16 [entries, width]
+  Tensor ids;    // i32 [rows]
+
+  void check() const;
+};
+
+}  // namespace loza

@@ -1,0 +1,53 @@
+// Ops: every operation, as one interface that each backend implements. An operation call checks its
+// shapes and enqueues work on the stream it belongs to; it never waits.
+#pragma once
+
+#include "ops/attention/attention.h"
+#include "ops/cast/cast.h"
+#include "ops/combine/combine.h"
+#include "ops/expert_plan/expert_plan.h"
+#include "ops/fill/fill.h"
+#include "ops/gather_rows/gather_rows.h"
+#include "ops/grouped_linear/grouped_linear.h"
+#include "ops/head_linear/head_linear.h"
+#include "ops/latent_load/latent_load.h"
+#include "ops/latent_store/latent_store.h"
+#include "ops/linear/linear.h"
+#include "ops/rms_norm/rms_norm.h"
+#include "ops/rope/rope.h"
+#include "ops/route/route.h"
+#include "ops/sample/sample.h"
+#include "ops/swiglu/swiglu.h"
+
+// The list of operations, one line each; a backend that lacks one does not link.
+#define LOZA_FOR_EACH_OP(X) \
+  X(AttentionDecode)        \
+  X(AttentionPrefill)       \
+  X(Cast)                   \
+  X(Combine)                \
+  X(ExpertPlan)             \
+  X(Fill)                   \
+  X(GatherRows)             \
+  X(GroupedLinear)          \
+  X(HeadLinear)             \
+  X(LatentLoad)             \
+  X(LatentStore)            \
+  X(Linear)                 \
+  X(RmsNorm)                \
+  X(Rope)                   \
+  X(RopeTable)              \
+  X(Route)                  \
+  X(Sample)                 \
+  X(Swiglu)
+
+namespace loza {
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+#define LOZA_DECLARE(Op) virtual void run(const Op##Params& params) = 0;
+  LOZA_FOR_EACH_OP(LOZA_DECLARE)
+#undef LOZA_DECLARE
+};
+
+}  // namespace loza

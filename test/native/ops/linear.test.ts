@@ -1,0 +1,62 @@
+import { linear, randomWeight, type WeightType } from '../../support/cases/linear';
+import { compareBits } from '../../support/compare';
+import { forEachDevice } from '../../support/devices';
+import { expectLozaError } from '../../support/errors';
+import { host } from '../../support/host-tensor';
+import { Random } from '../../support/random';
+import { sweep } from '../../support/sweep';
+
+forEachDevice('linear', (lab) => {
+  sweep(lab, linear);
+
+  test.each<WeightType>(['f32', 'bf16', 'f8e4m3'])(
+    '%s: a row gives the same bits whatever the batch',
+    async (dtype) => {
+      const [rows, n, k] = [140, 75, 1100];
+      const random = new Random(dtype);
+      const x = random.normals(rows * k);
+      const { weight, scale } = randomWeight(random, dtype, [n, k]);
+      const product = (from: number, to: number) =>
+        lab.runOne((ops) => {
+          const input = lab.upload(host('f32', [to - from, k], x.subarray(from * k, to * k)));
+          const tensor = lab.upload(weight);
+          return ops.linear(input, scale ? { tensor, scale: lab.upload(scale) } : { tensor });
+        });
+      const all = await product(0, rows);
+      for (const [from, to] of [
+        [0, 1],
+        [1, 3],
+        [3, 6],
+        [6, 10],
+        [10, 17],
+        [17, 113],
+        [113, 140],
+      ] as const)
+        compareBits(
+          `rows ${from} to ${to}`,
+          await product(from, to),
+          all.subarray(from * n, to * n),
+          [to - from, n],
+        );
+    },
+  );
+
+  test.each([
+    ['x of another width', [2, 9], [4, 8], 'bf16', undefined, /linear: x/],
+    ['f8e4m3 without scales', [2, 8], [4, 8], 'f8e4m3', undefined, /linear/],
+    ['scales for bf16', [2, 8], [4, 8], 'bf16', [1, 1], /linear/],
+    ['scales of another shape', [2, 8], [4, 8], 'f8e4m3', [2, 1], /linear: scale/],
+    ['a weight of integers', [2, 8], [4, 8], 'i32', undefined, /linear: weight/],
+    ['a weight of rank 3', [2, 8], [1, 4, 8], 'f32', undefined, /linear: weight/],
+  ] as const)('%s: refused', async (_, x, weight, dtype, scale, message) => {
+    const run = () =>
+      lab.runOne((ops) => {
+        const tensor = ops.arena.allocate(dtype, weight);
+        return ops.linear(
+          ops.float(...x),
+          scale ? { tensor, scale: ops.float(...scale) } : { tensor },
+        );
+      });
+    await expectLozaError(run, 'ERR_LOZA_INTERNAL', message);
+  });
+});

@@ -1,0 +1,35 @@
+import { rmsNormCases } from '../../support/cases/rms-norm';
+import { compareBits } from '../../support/compare';
+import { forEachDevice } from '../../support/devices';
+import { expectLozaError } from '../../support/errors';
+import { host } from '../../support/host-tensor';
+import { Random } from '../../support/random';
+import { sweep } from '../../support/sweep';
+
+forEachDevice('rms_norm', (lab) => {
+  sweep(lab, rmsNormCases);
+
+  test('in place gives the same bits', async () => {
+    const random = new Random('in place');
+    const x = host('f32', [7, 100], random.normals(700));
+    const weight = host('bf16', [100], random.normals(100));
+    const apart = await lab.runOne((ops) => {
+      return ops.rmsNorm(lab.upload(x), lab.upload(weight), 1e-5, 2);
+    });
+    const inPlace = await lab.runOne(() => {
+      const out = lab.upload(x);
+      lab.stream.native.RmsNorm(out.handle, out.handle, lab.upload(weight).handle, 1e-5, 2);
+      return out;
+    });
+    compareBits('in place', inPlace, apart, x.shape);
+  });
+
+  test.each([
+    ['a weight of another width', [2, 8], [7]],
+    ['x of rank 1', [8], [8]],
+  ])('%s is refused', async (_, x, weight) => {
+    const run = () =>
+      lab.runOne((ops) => ops.rmsNorm(ops.float(...x, 1).reshape(...x), ops.float(...weight), 0));
+    await expectLozaError(run, 'ERR_LOZA_INTERNAL', /./);
+  });
+});

@@ -1,0 +1,133 @@
+import { host } from '../host-tensor';
+import { defineCases } from './operation';
+import { rmsNorm } from './rms-norm';
+import { inverseFrequencies, ropeAngles, rotate } from './rope';
+
+interface StoreCase {
+  name: string;
+  cache: 'f32' | 'bf16';
+  weight: 'f32' | 'bf16';
+  rows: number;
+  slots: number;
+  latent: number;
+  rope: number;
+  scale: number;
+  padded?: boolean; // every third row is padding: slot -1
+}
+
+const eps = 1e-5;
+
+export const latentStore = defineCases({
+  operation: 'latent_store',
+  cases: [
+    {
+      name: 'smallest',
+      cache: 'f32',
+      weight: 'f32',
+      rows: 1,
+      slots: 1,
+      latent: 1,
+      rope: 2,
+      scale: 1,
+    },
+    {
+      name: 'LongCat in f32',
+      cache: 'f32',
+      weight: 'bf16',
+      rows: 20,
+      slots: 256,
+      latent: 512,
+      rope: 64,
+      scale: Math.sqrt(12),
+      padded: true,
+    },
+    {
+      name: 'LongCat in bf16',
+      cache: 'bf16',
+      weight: 'bf16',
+      rows: 150,
+      slots: 256,
+      latent: 512,
+      rope: 64,
+      scale: Math.sqrt(12),
+      padded: true,
+    },
+    {
+      name: 'odd sizes',
+      cache: 'bf16',
+      weight: 'f32',
+      rows: 9,
+      slots: 30,
+      latent: 37,
+      rope: 6,
+      scale: 1,
+    },
+  ] as StoreCase[],
+  inputs: (c, random) => {
+    const width = c.latent + c.rope;
+    const positions = random.integers(c.rows, 100000);
+    const slots = random.permutation(c.slots).slice(0, c.rows);
+    return {
+      cache: host(c.cache, [c.slots, width], random.normals(c.slots * width)),
+      kv: host('f32', [c.rows, width], random.normals(c.rows * width), 3),
+      weight: host(c.weight, [c.latent], random.normals(c.latent)),
+      table: host(
+        'f32',
+        [c.rows, c.rope],
+        ropeAngles(positions, inverseFrequencies(c.rope, 1e7), false),
+      ),
+      slots: host(
+        'i32',
+        [c.rows],
+        slots.map((slot, row) => (c.padded && row % 3 === 1 ? -1 : slot)),
+      ),
+    };
+  },
+  run: (ops, { cache, kv, weight, table, slots }, c) => {
+    ops.latentStore(cache, kv, weight, table, slots, eps, c.scale);
+    return { cache };
+  },
+  reference: (c, { cache, kv, weight, table, slots }) => {
+    const width = c.latent + c.rope;
+    const out = Float64Array.from(cache.values);
+    slots.values.forEach((slot, row) => {
+      if (slot === -1) return;
+      const x = kv.values.subarray(row * width, (row + 1) * width);
+      const angles = table.values.subarray(row * c.rope, (row + 1) * c.rope);
+      out.set(rmsNorm(x, weight.values, eps, Math.fround(c.scale)), slot * width);
+      out.set(rotate(x.subarray(c.latent), angles), slot * width + c.latent);
+    });
+    return { cache: out };
+  },
+  // Half a unit in the last place of bf16 is 2^-9 of a value at most.
+  tolerance: (c) => ({ relative: c.cache === 'bf16' ? 2 ** -9 : 5e-7 }),
+});
+
+interface LoadCase {
+  name: string;
+  cache: 'f32' | 'bf16';
+  rows: number;
+  slots: number;
+  width: number;
+}
+
+export const latentLoad = defineCases({
+  operation: 'latent_load',
+  cases: [
+    { name: 'smallest', cache: 'f32', rows: 1, slots: 1, width: 1 },
+    { name: 'f32 rows', cache: 'f32', rows: 40, slots: 256, width: 576 },
+    { name: 'bf16 rows', cache: 'bf16', rows: 300, slots: 256, width: 576 },
+    { name: 'an odd width', cache: 'bf16', rows: 9, slots: 30, width: 43 },
+  ] as LoadCase[],
+  inputs: (c, random) => ({
+    cache: host(c.cache, [c.slots, c.width], random.normals(c.slots * c.width)),
+    slots: host('i32', [c.rows], random.integers(c.rows, c.slots)),
+  }),
+  run: (ops, { cache, slots }) => ({ out: ops.latentLoad(cache, slots) }),
+  reference: (c, { cache, slots }) => ({
+    out: Float64Array.from({ length: c.rows * c.width }, (_, i) => {
+      return cache.values[slots.values[Math.floor(i / c.width)]! * c.width + (i % c.width)]!;
+    }),
+  }),
+  tolerance: () => ({ relative: 0 }),
+});

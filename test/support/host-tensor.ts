@@ -1,0 +1,117 @@
+import type { TypedArray } from '../../lib/native/binding';
+import type { DType } from '../../lib/native/tensor';
+
+/**
+ * A tensor before it is on a device. `values` is what the device will see, after rounding to the
+ * dtype: references compute from it. `padding` elements lie between rows, so that rows are strided.
+ */
+export interface HostTensor {
+  dtype: DType;
+  shape: readonly number[];
+  values: Float32Array | Int32Array;
+  padding: number;
+}
+
+/** A tensor of `dtype` whose values are `values`, rounded. */
+export function host(
+  dtype: DType,
+  shape: readonly number[],
+  values: ArrayLike<number>,
+  padding = 0,
+): HostTensor {
+  if (values.length !== elementsOf(shape))
+    throw new Error(`${values.length} values for [${shape}]`);
+  if (dtype === 'i32') return { dtype, shape, values: Int32Array.from(values), padding };
+  const round = {
+    f32: Math.fround,
+    bf16: roundToBf16,
+    f8e4m3: (x: number) => decodeF8(encodeF8(x)),
+  };
+  return { dtype, shape, values: Float32Array.from(values, round[dtype]), padding };
+}
+
+/** Values in the bytes of their dtype. */
+export function encode(dtype: DType, values: ArrayLike<number>): TypedArray {
+  switch (dtype) {
+    case 'i32':
+      return Int32Array.from(values);
+    case 'f32':
+      return Float32Array.from(values);
+    case 'bf16':
+      return Uint16Array.from(values, bf16Bits);
+    case 'f8e4m3':
+      return Uint8Array.from(values, encodeF8);
+  }
+}
+
+/** The numbers in the bytes of a dtype. */
+export function decode(dtype: DType, bytes: ArrayBuffer): Float32Array | Int32Array {
+  switch (dtype) {
+    case 'i32':
+      return new Int32Array(bytes);
+    case 'f32':
+      return new Float32Array(bytes);
+    case 'bf16':
+      return Float32Array.from(new Uint16Array(bytes), (bits) => floatOf(bits << 16));
+    case 'f8e4m3':
+      return Float32Array.from(new Uint8Array(bytes), decodeF8);
+  }
+}
+
+export function elementsOf(shape: readonly number[]): number {
+  return shape.reduce((product, extent) => product * extent, 1);
+}
+
+const word = new DataView(new ArrayBuffer(4));
+
+export function bitsOf(value: number): number {
+  word.setFloat32(0, value);
+  return word.getUint32(0);
+}
+
+export function floatOf(bits: number): number {
+  word.setUint32(0, bits >>> 0);
+  return word.getFloat32(0);
+}
+
+/** Round to nearest even of the upper half; NaN stays NaN. */
+export function bf16Bits(value: number): number {
+  if (Number.isNaN(value)) return 0x7fc0;
+  const bits = bitsOf(value);
+  const upper = bits >>> 16;
+  const lower = bits & 0xffff;
+  const up = lower > 0x8000 || (lower === 0x8000 && (upper & 1) === 1);
+  return upper + (up ? 1 : 0);
+}
+
+export function roundToBf16(value: number): number {
+  return floatOf(bf16Bits(value) << 16);
+}
+
+/** f8e4m3fn: sign, 4 exponent bits with bias 7, 3 mantissa bits; 0x7f and 0xff are NaN. */
+export function decodeF8(bits: number): number {
+  const exponent = (bits >> 3) & 15;
+  const mantissa = bits & 7;
+  const sign = bits & 0x80 ? -1 : 1;
+  if (exponent === 15 && mantissa === 7) return NaN;
+  if (exponent === 0) return sign * mantissa * 2 ** -9;
+  return sign * (1 + mantissa / 8) * 2 ** (exponent - 7);
+}
+
+const f8Values = Float64Array.from({ length: 127 }, (_, bits) => decodeF8(bits));
+
+/** The nearest f8e4m3 value (beyond the largest: the largest). */
+export function encodeF8(value: number): number {
+  if (Number.isNaN(value)) return 0x7f;
+  const sign = value < 0 || Object.is(value, -0) ? 0x80 : 0;
+  const magnitude = Math.abs(value);
+  let low = 0;
+  let high = 126;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (f8Values[middle]! <= magnitude) low = middle;
+    else high = middle;
+  }
+  const nearer = magnitude - f8Values[low]! > f8Values[high]! - magnitude ? high : low;
+  return sign | nearer;
+}
