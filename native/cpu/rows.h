@@ -46,9 +46,13 @@ class TopList {
     int32_t id;
   };
 
-  explicit TopList(int64_t capacity) : capacity_(capacity) { entries_.reserve(capacity + 1); }
+  // Starts anew; memory is kept.
+  void reset(int64_t capacity) {
+    capacity_ = capacity;
+    entries_.clear();
+    entries_.reserve(capacity + 1);
+  }
 
-  void clear() { entries_.clear(); }
   const std::vector<Entry>& entries() const { return entries_; }
 
   void offer(float value, int32_t id) {
@@ -62,7 +66,7 @@ class TopList {
  private:
   bool full() const { return static_cast<int64_t>(entries_.size()) == capacity_; }
 
-  int64_t capacity_;
+  int64_t capacity_ = 0;
   std::vector<Entry> entries_;
 };
 

@@ -22,12 +22,10 @@ export function host(
   if (values.length !== elementsOf(shape))
     throw new Error(`${values.length} values for [${shape}]`);
   if (dtype === 'i32') return { dtype, shape, values: Int32Array.from(values), padding };
-  const round = {
-    f32: Math.fround,
-    bf16: roundToBf16,
-    f8e4m3: (x: number) => decodeF8(encodeF8(x)),
-  };
-  return { dtype, shape, values: Float32Array.from(values, round[dtype]), padding };
+  const rounded = Float32Array.from(values);
+  if (dtype === 'bf16') mapInPlace(rounded, roundToBf16);
+  if (dtype === 'f8e4m3') mapInPlace(rounded, (x) => decodeF8(encodeF8(x)));
+  return { dtype, shape, values: rounded, padding };
 }
 
 /** Values in the bytes of their dtype. */
@@ -38,9 +36,9 @@ export function encode(dtype: DType, values: ArrayLike<number>): TypedArray {
     case 'f32':
       return Float32Array.from(values);
     case 'bf16':
-      return Uint16Array.from(values, bf16Bits);
+      return mapInto(new Uint16Array(values.length), values, bf16Bits);
     case 'f8e4m3':
-      return Uint8Array.from(values, encodeF8);
+      return mapInto(new Uint8Array(values.length), values, encodeF8);
   }
 }
 
@@ -52,7 +50,9 @@ export function decode(dtype: DType, bytes: ArrayBuffer): Float32Array | Int32Ar
     case 'f32':
       return new Float32Array(bytes);
     case 'bf16':
-      return Float32Array.from(new Uint16Array(bytes), (bits) => floatOf(bits << 16));
+      return mapInto(new Float32Array(bytes.byteLength / 2), new Uint16Array(bytes), (bits) =>
+        floatOf(bits << 16),
+      );
     case 'f8e4m3':
       return Float32Array.from(new Uint8Array(bytes), decodeF8);
   }
@@ -62,16 +62,31 @@ export function elementsOf(shape: readonly number[]): number {
   return shape.reduce((product, extent) => product * extent, 1);
 }
 
-const word = new DataView(new ArrayBuffer(4));
+// A loop: the `from` of typed arrays is slow with a function, and these arrays are large.
+function mapInto<To extends TypedArray>(
+  to: To,
+  from: ArrayLike<number>,
+  body: (x: number) => number,
+): To {
+  for (let i = 0; i < from.length; i++) to[i] = body(from[i]!);
+  return to;
+}
+
+function mapInPlace(values: Float32Array, body: (x: number) => number): void {
+  mapInto(values, values, body);
+}
+
+const asFloat = new Float32Array(1);
+const asBits = new Uint32Array(asFloat.buffer);
 
 export function bitsOf(value: number): number {
-  word.setFloat32(0, value);
-  return word.getUint32(0);
+  asFloat[0] = value;
+  return asBits[0]!;
 }
 
 export function floatOf(bits: number): number {
-  word.setUint32(0, bits >>> 0);
-  return word.getFloat32(0);
+  asBits[0] = bits;
+  return asFloat[0]!;
 }
 
 /** Round to nearest even of the upper half; NaN stays NaN. */

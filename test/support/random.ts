@@ -1,21 +1,24 @@
 /** Random numbers that a seed fixes: the same inputs on every machine and every run. */
 export class Random {
-  private state: Uint32Array;
+  private a: number;
+  private b = 0x9e3779b9;
+  private c = 0x243f6a88;
+  private counter = 1;
+  private spare: number | undefined;
 
   constructor(seed: number | string) {
-    this.state = new Uint32Array([hash(String(seed)), 0x9e3779b9, 0x243f6a88, 1]);
+    this.a = hash(String(seed));
     for (let i = 0; i < 12; i++) this.bits();
   }
 
   /** 32 random bits (sfc32). */
   bits(): number {
-    const [a = 0, b = 0, c = 0, counter = 0] = this.state;
-    const sum = (a + b + counter) >>> 0;
-    this.state[0] = b ^ (b >>> 9);
-    this.state[1] = c + (c << 3);
-    this.state[2] = ((c << 21) | (c >>> 11)) + sum;
-    this.state[3] = counter + 1;
-    return sum;
+    const sum = (this.a + this.b + this.counter) | 0;
+    this.counter = (this.counter + 1) | 0;
+    this.a = this.b ^ (this.b >>> 9);
+    this.b = (this.c + (this.c << 3)) | 0;
+    this.c = (((this.c << 21) | (this.c >>> 11)) + sum) | 0;
+    return sum >>> 0;
   }
 
   /** In [0, 1). */
@@ -29,12 +32,19 @@ export class Random {
   }
 
   normal(): number {
+    const spare = this.spare;
+    this.spare = undefined;
+    if (spare !== undefined) return spare;
     const radius = Math.sqrt(-2 * Math.log(1 - this.uniform()));
-    return radius * Math.cos(2 * Math.PI * this.uniform());
+    const angle = 2 * Math.PI * this.uniform();
+    this.spare = radius * Math.sin(angle);
+    return radius * Math.cos(angle);
   }
 
   normals(count: number, scale = 1): Float32Array {
-    return Float32Array.from({ length: count }, () => scale * this.normal());
+    const values = new Float32Array(count);
+    for (let i = 0; i < count; i++) values[i] = scale * this.normal();
+    return values;
   }
 
   integers(count: number, limit: number): Int32Array {

@@ -11,7 +11,8 @@ namespace loza {
 // Row r of the run has absolute position query_position + r, key row r key_position + r.
 //   score(t, j) = softmax_scale * (q_nope . k_nope + q_rope . k_rope), range.allows(t, j)
 // Merge by log-sum-exp: before the first round `lse` is -inf; a row that sees no key stays as it was.
-// Segments of one call that share a query row are merged in the order they are listed.
+// Segments of one call that share a query row share its whole run (same query_row and query_count)
+// and are merged in the order they are listed.
 struct AttentionPrefillParams {
   Tensor out;       // f32 [rows, heads, value]
   Tensor lse;       // f32 [rows, heads]

@@ -35,6 +35,8 @@ namespace {
 struct Scratch {
   std::vector<float> scores;   // p
   std::vector<float> choices;  // p + bias, then masked by group
+  TopList groups;
+  TopList chosen;
 };
 
 void softmax(std::vector<float>& scores, const float* logits) {
@@ -51,23 +53,30 @@ void sigmoid(std::vector<float>& scores, const float* logits) {
 }
 
 float score_of_group(GroupScore kind, const float* choices, int64_t size) {
-  TopList best(2);
-  for (int64_t i = 0; i < size; i++) best.offer(choices[i], static_cast<int32_t>(i));
-  const auto& entries = best.entries();
-  return kind == GroupScore::kMax ? entries[0].value : entries[0].value + entries[1].value;
+  float first = -INFINITY, second = -INFINITY;
+  for (int64_t i = 0; i < size; i++) {
+    second = std::max(second, std::min(first, choices[i]));
+    first = std::max(first, choices[i]);
+  }
+  return kind == GroupScore::kMax ? first : first + second;
 }
 
 // Masks the choices of every group but the best ones.
-void mask_groups(const RouteParams& params, std::vector<float>& choices) {
+void mask_groups(const RouteParams& params, Scratch& scratch) {
+  auto& choices = scratch.choices;
   const int64_t size = static_cast<int64_t>(choices.size()) / params.groups;
-  TopList best(params.top_groups);
+  TopList& best = scratch.groups;
+  best.reset(params.top_groups);
   for (int32_t group = 0; group < params.groups; group++)
     best.offer(score_of_group(params.group_score, &choices[group * size], size), group);
-  std::vector<bool> kept(params.groups, false);
-  for (const auto& entry : best.entries()) kept[entry.id] = true;
+  const auto is_kept = [&](int32_t group) {
+    const auto& entries = best.entries();
+    return std::any_of(entries.begin(), entries.end(),
+                       [&](const auto& entry) { return entry.id == group; });
+  };
   const float masked = params.group_score == GroupScore::kMax ? 0.0f : -INFINITY;
   for (int32_t group = 0; group < params.groups; group++)
-    if (!kept[group]) std::fill_n(choices.begin() + group * size, size, masked);
+    if (!is_kept(group)) std::fill_n(choices.begin() + group * size, size, masked);
 }
 
 void route_row(const RouteParams& params, int64_t row, Scratch& scratch) {
@@ -82,9 +91,10 @@ void route_row(const RouteParams& params, int64_t row, Scratch& scratch) {
   scratch.choices = scratch.scores;
   if (params.bias)
     for (int64_t e = 0; e < experts; e++) scratch.choices[e] += params.bias.as<const float>()[e];
-  if (params.groups > 1) mask_groups(params, scratch.choices);
+  if (params.groups > 1) mask_groups(params, scratch);
 
-  TopList chosen(top_k);
+  TopList& chosen = scratch.chosen;
+  chosen.reset(top_k);
   for (int64_t e = 0; e < experts; e++) chosen.offer(scratch.choices[e], static_cast<int32_t>(e));
   auto* ids = row_of<int32_t>(params.ids, row);
   auto* weights = row_of<float>(params.weights, row);

@@ -58,6 +58,7 @@ struct Scratch {
   std::vector<float> logits;   // after the repetition penalty
   std::vector<float> weights;  // exp((logit - largest) / temperature), so the largest weight is 1
   std::vector<Candidate> candidates;
+  TopList alternatives;
 };
 
 Settings settings_of(const SampleParams& params, int64_t row) {
@@ -278,7 +279,8 @@ void sample_row(const SampleParams& params, int64_t row, Scratch& scratch) {
   if (params.seen) row_of<uint32_t>(params.seen, row)[token / kMaskBits] |= 1u << token % kMaskBits;
 
   if (!params.top_tokens) return;
-  TopList best(params.top_tokens.dim(1));
+  TopList& best = scratch.alternatives;
+  best.reset(params.top_tokens.dim(1));
   for (int64_t id = 0; id < vocab; id++) best.offer(logits[id], static_cast<int32_t>(id));
   for (int64_t i = 0; i < params.top_tokens.dim(1); i++) {
     const int32_t alternative = best.entries()[i].id;

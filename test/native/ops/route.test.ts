@@ -5,10 +5,11 @@ import { expectLozaError } from '../../support/errors';
 import { host } from '../../support/host-tensor';
 import { sweep } from '../../support/sweep';
 
-const options = {
+const options: RouterOptions = {
   ...{ topK: 3, groups: 1, topGroups: 1, normalize: false, scale: 1 },
-  ...{ scoring: 'softmax', groupScore: 'max' },
-} as const;
+  scoring: 'softmax',
+  groupScore: 'max',
+};
 
 forEachDevice('route', (lab) => {
   sweep(lab, route);

@@ -31,7 +31,7 @@ export const headLinear = defineCases({
     {
       name: 'W_UK of LongCat, one row',
       rows: 1,
-      heads: 16,
+      heads: 5,
       n: 512,
       k: 128,
       weight: 'bf16',
@@ -51,7 +51,7 @@ export const headLinear = defineCases({
     {
       name: 'W_UV of LongCat, one row',
       rows: 1,
-      heads: 16,
+      heads: 5,
       n: 128,
       k: 512,
       weight: 'bf16',
@@ -105,8 +105,9 @@ export const headLinear = defineCases({
     for (let i = 0; i < out.length; i++) {
       const [row, j] = [Math.floor(i / c.n), i % c.n];
       const at = (row % c.heads) * perHead + j * toN;
-      for (let k = 0; k < c.k; k++)
-        out[i]! += weight.values[at + k * toK]! * x.values[row * c.k + k]!;
+      let sum = 0;
+      for (let k = 0; k < c.k; k++) sum += weight.values[at + k * toK]! * x.values[row * c.k + k]!;
+      out[i] = sum;
     }
     return { out };
   },

@@ -1,4 +1,4 @@
-import { host } from '../host-tensor';
+import { host, roundToBf16 } from '../host-tensor';
 import { defineCases } from './operation';
 import { rmsNorm } from './rms-norm';
 import { inverseFrequencies, ropeAngles, rotate } from './rope';
@@ -97,10 +97,10 @@ export const latentStore = defineCases({
       out.set(rmsNorm(x, weight.values, eps, Math.fround(c.scale)), slot * width);
       out.set(rotate(x.subarray(c.latent), angles), slot * width + c.latent);
     });
-    return { cache: out };
+    return { cache: c.cache === 'bf16' ? out.map(roundToBf16) : out };
   },
-  // Half a unit in the last place of bf16 is 2^-9 of a value at most.
-  tolerance: (c) => ({ relative: c.cache === 'bf16' ? 2 ** -9 : 5e-7 }),
+  // In bf16, values beside the middle of two may round the other way: the few are one unit off.
+  tolerance: (c) => ({ relative: c.cache === 'bf16' ? 1e-4 : 5e-7 }),
 });
 
 interface LoadCase {

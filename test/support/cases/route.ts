@@ -7,6 +7,8 @@ interface Case extends RouterOptions {
   rows: number;
   experts: number;
   bias?: boolean;
+  /** Mean of the bias; far below 0, masked choices of 0 would win. */
+  biasMean?: number;
   /** Logits rounded to multiples of this: ties. */
   step?: number;
 }
@@ -94,6 +96,8 @@ export const route = defineCases({
     { name: 'DeepSeek V3', ...deepseekV3, rows: 20 },
     { name: 'DeepSeek V3, one group of eight', ...deepseekV3, topGroups: 1, rows: 9 },
     { name: 'DeepSeek V3 with ties', ...deepseekV3, bias: false, step: 1, rows: 20 },
+    { name: 'DeepSeek V3 with negative choices', ...deepseekV3, biasMean: -3, rows: 9 },
+    { name: 'DeepSeek V2 with negative choices', ...deepseekV2, bias: true, biasMean: -3, rows: 9 },
     {
       name: 'sigmoid without groups',
       ...deepseekV3,
@@ -110,7 +114,13 @@ export const route = defineCases({
     const spread = c.scoring === 'softmax' ? 1 / c.experts : 0.2;
     return {
       logits: host('f32', [c.rows, c.experts], logits),
-      bias: c.bias ? host('f32', [c.experts], random.normals(c.experts, spread)) : undefined,
+      bias: c.bias
+        ? host(
+            'f32',
+            [c.experts],
+            random.normals(c.experts, spread).map((x) => x + (c.biasMean ?? 0)),
+          )
+        : undefined,
     };
   },
   run: (ops, { logits, bias }, c) => ops.route(logits, bias, c),
