@@ -18,7 +18,9 @@ for (const { name, dir, missing } of goldenCheckpoints()) {
     afterAll(() => model.close());
 
     test.each(prompts)('logits of $name, $length tokens', async (prompt) => {
-      const { logits, rows, vocabSize } = await model.score(prompt.tokens, { positions: prompt.positions });
+      const { logits, rows, vocabSize } = await model.score(prompt.tokens, {
+        positions: prompt.positions,
+      });
       expect([rows, vocabSize]).toEqual([prompt.positions.length, model.info.vocabSize]);
       expect(logits).toHaveLength(prompt.logits.length);
       const errors = logits.map((value, i) => Math.abs(value - (prompt.logits[i] ?? NaN)));

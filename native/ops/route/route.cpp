@@ -55,7 +55,8 @@ void sigmoid(std::vector<float>& scores, const float* logits) {
 float score_of_group(GroupScore kind, const float* choices, int64_t size) {
   float first = -INFINITY, second = -INFINITY;
   for (int64_t i = 0; i < size; i++) {
-    second = std::max(second, std::min(first, choices[i]));
+    // In this order of arguments, NaN loses.
+    second = std::max(second, std::min(choices[i], first));
     first = std::max(first, choices[i]);
   }
   return kind == GroupScore::kMax ? first : first + second;

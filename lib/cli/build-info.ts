@@ -1,0 +1,37 @@
+import { execFileSync } from 'node:child_process';
+import { existsSync, readFileSync } from 'node:fs';
+import path from 'node:path';
+
+/** Where package.json is, and in a checkout the sources and the bundled model. */
+export const packageRoot = path.join(__dirname, '..', '..');
+
+/** The model that comes with the sources. */
+export const bundledModel = path.join(packageRoot, 'models', 'loza-tiny');
+
+export interface BuildInfo {
+  version: string;
+  /** Only in a git checkout. */
+  commit: string | null;
+  node: string;
+}
+
+export function readBuildInfo(): BuildInfo {
+  return { version: packageVersion(), commit: readCommit(), node: process.version };
+}
+
+export function packageVersion(): string {
+  const file = path.join(packageRoot, 'package.json');
+  return (JSON.parse(readFileSync(file, 'utf8')) as { version: string }).version;
+}
+
+/** Not asked where this is installed: git would answer with the commit of another project. */
+function readCommit(): string | null {
+  if (!existsSync(path.join(packageRoot, '.git'))) return null;
+  try {
+    const args = ['-C', packageRoot, 'rev-parse', '--short', 'HEAD'];
+    const options = { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] } as const;
+    return execFileSync('git', args, options).trim();
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,187 @@
+import { createReadStream } from 'node:fs';
+import { addAbortSignal, type Readable } from 'node:stream';
+import { text } from 'node:stream/consumers';
+import type { Command } from 'commander';
+
+import { fileError } from '../checkpoint/files';
+import type { GeneratePart, GenerateResult } from '../engine/generate-job';
+import type { LanguageModel, Prompt } from '../language-model';
+import type { GenerateOptions } from '../runner/sampling';
+import type { Context } from './context';
+import { formatBytes, formatCount, formatDuration, formatPercent, formatRate } from './format';
+import { withModel } from './open-model';
+import {
+  addLoadFlags,
+  addSamplingFlags,
+  readGenerateOptions,
+  readLoadOptions,
+  usageError,
+  wholeNumber,
+  type LoadFlags,
+  type SamplingFlags,
+} from './options';
+import { startProgress } from './progress';
+
+interface GenerateFlags extends LoadFlags, SamplingFlags {
+  file?: string;
+  chat?: boolean;
+  system?: string;
+  logprobs?: number | true;
+}
+
+const examples = `
+The prompt is an argument, a --file, or standard input (one newline at its end is left out).
+The text goes to standard output; progress and a line of figures to a terminal.
+
+Examples:
+  loza generate models/loza-tiny "Fellow-Citizens of the Senate" -n 40
+  cat report.txt | loza generate DIR                    read the prompt from a pipe
+  loza generate DIR --chat "What is LoZA?"              ask, by the model's chat template
+  loza generate DIR "Once" -t 0.8 --top-p 0.95 --seed 7  varied, but the same each time
+  loza generate DIR -f book.txt --attention full        no streaming, to compare
+  loza generate DIR "Once" --json | jq .timings         one object at the end`;
+
+export function registerGenerate(program: Command, context: Context): void {
+  const command = program
+    .command('generate')
+    .description('Continues a text.')
+    .argument('<dir>', 'checkpoint folder')
+    .argument('[prompt]', 'text to continue; - or nothing reads standard input')
+    .option('-f, --file <path>', 'read the prompt from a file')
+    .option('--chat', 'take the prompt as a message of the user, and answer it')
+    .option('--system <text>', 'instructions before the message; needs --chat');
+  addSamplingFlags(command).option(
+    '--logprobs [n]',
+    'with --json: log probabilities of the tokens, and of n alternatives',
+    wholeNumber(0, 20),
+  );
+  addLoadFlags(command)
+    .addHelpText('after', examples)
+    .action((dir: string, prompt: string | undefined, flags: GenerateFlags) =>
+      generate(dir, prompt, flags, context),
+    );
+}
+
+async function generate(
+  dir: string,
+  argument: string | undefined,
+  flags: GenerateFlags,
+  context: Context,
+): Promise<void> {
+  if (flags.system !== undefined && flags.chat !== true) {
+    throw usageError('--system needs --chat', 'A plain prompt has no system message');
+  }
+  if (flags.logprobs !== undefined && !context.json) throw usageError('--logprobs needs --json');
+  const prompt = asPrompt(await readPrompt(argument, flags.file, context.signal), flags);
+  await withModel(dir, await readLoadOptions(dir, flags), context, async (model) => {
+    const options = { ...readGenerateOptions(flags), logprobs: flags.logprobs };
+    if (context.json) return printObject(model, prompt, options, context);
+    const result = await streamText(model, prompt, options, context);
+    context.note(describeRun(result, model));
+  });
+}
+
+/** Writes a text as it comes and returns the result; the bar shows how far the prompt is read. */
+export async function streamText(
+  model: LanguageModel,
+  prompt: Prompt,
+  options: GenerateOptions,
+  context: Context,
+  onPart: (part: GeneratePart) => void = () => {},
+): Promise<GenerateResult> {
+  const progress = startProgress(context, 'reading');
+  const generation = model.generate(prompt, {
+    signal: context.signal,
+    ...options,
+    onProgress: ({ phase, done, total }) => {
+      if (phase === 'prefill' && done < total) progress.update(done, total);
+    },
+  });
+  let endsLine = false;
+  let wrote = false;
+  try {
+    for await (const part of generation) {
+      progress.stop();
+      process.stdout.write(part.text);
+      if (part.text !== '') endsLine = part.text.endsWith('\n');
+      wrote = true;
+      onPart(part);
+    }
+  } finally {
+    progress.stop();
+    if (wrote && !endsLine) process.stdout.write('\n');
+  }
+  return generation.result();
+}
+
+/** The figures of a run, on one line. */
+export function describeRun(result: GenerateResult, model: LanguageModel): string {
+  const { usage, timings, kv, seed, finishReason } = result;
+  const read = `read ${formatCount(usage.promptTokens)} tokens in ${formatDuration(timings.firstTokenMs)}`;
+  const wrote = `wrote ${formatCount(usage.completionTokens)} (${finishReason}) at ${formatRate(timings.decodeTokensPerSecond)}/s`;
+  const saved =
+    kv.residentBytes < kv.fullBytes ? ` (${formatPercent(kv.residentBytes / kv.fullBytes)})` : '';
+  const held = `KV ${formatBytes(kv.residentBytes)}${saved}`;
+  return `[${read} · ${wrote} · ${held} · ${model.info.device} · seed ${seed}]`;
+}
+
+/** A result as JSON can hold it. */
+export function resultObject(result: GenerateResult): Record<string, unknown> {
+  const { text, tokens, finishReason, usage, timings, kv, seed, logprobs } = result;
+  const chosen = logprobs === undefined ? {} : { logprobs: Array.from(logprobs) };
+  return { text, tokens: Array.from(tokens), finishReason, usage, timings, kv, seed, ...chosen };
+}
+
+async function printObject(
+  model: LanguageModel,
+  prompt: Prompt,
+  options: GenerateOptions,
+  context: Context,
+): Promise<void> {
+  const alternatives: GeneratePart['alternatives'][] = [];
+  const generation = model.generate(prompt, { ...options, signal: context.signal });
+  for await (const part of generation) alternatives.push(part.alternatives);
+  const object = resultObject(await generation.result());
+  const wanted = typeof options.logprobs === 'number' && options.logprobs > 0;
+  context.printJson(wanted ? { ...object, alternatives } : object);
+}
+
+function asPrompt(content: string, { chat, system }: GenerateFlags): Prompt {
+  if (chat !== true) return content;
+  const user = { role: 'user', content } as const;
+  return system === undefined ? [user] : [{ role: 'system', content: system }, user];
+}
+
+async function readPrompt(
+  argument: string | undefined,
+  file: string | undefined,
+  signal: AbortSignal,
+): Promise<string> {
+  if (argument !== undefined && file !== undefined) {
+    throw usageError('The prompt must be given once: as an argument or with --file');
+  }
+  if (argument !== undefined && argument !== '-') return notEmpty(argument);
+  if (file !== undefined && file !== '-') {
+    return notEmpty(await readText(createReadStream(file), file, signal));
+  }
+  if (process.stdin.isTTY && argument === undefined && file === undefined) {
+    throw usageError(
+      'There is no prompt',
+      'Give it as an argument, with --file, or on standard input',
+    );
+  }
+  return notEmpty(await readText(process.stdin, 'standard input', signal));
+}
+
+async function readText(from: Readable, name: string, signal: AbortSignal): Promise<string> {
+  try {
+    return (await text(addAbortSignal(signal, from))).replace(/\r?\n$/, '');
+  } catch (error) {
+    throw fileError(error, name);
+  }
+}
+
+function notEmpty(prompt: string): string {
+  if (prompt !== '') return prompt;
+  throw usageError('The prompt is empty', 'Give it at least one character');
+}

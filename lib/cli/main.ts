@@ -1,0 +1,138 @@
+#!/usr/bin/env node
+import { inspect } from 'node:util';
+import { Command, CommanderError } from 'commander';
+
+import { LozaError, show } from '../errors';
+import { registerBench } from './bench';
+import { packageVersion } from './build-info';
+import { registerChat } from './chat';
+import { BadResult, Context } from './context';
+import { registerDemo } from './demo';
+import { oneLine } from './format';
+import { registerGenerate } from './generate';
+import { registerInfo } from './info';
+import { registerInspect } from './inspect';
+import { registerVerify } from './verify';
+
+const examples = `
+First steps:
+  loza demo                                  see what ZigZag attention does, in 20 seconds
+  loza inspect models/loza-tiny              what a checkpoint is, before it is loaded
+  loza generate models/loza-tiny "Fellow-Citizens"
+  loza chat models/loza-tiny
+
+A checkpoint is a folder with config.json and safetensors, as Hugging Face publishes it.
+Each command explains itself: loza <command> --help.`;
+
+const interruptedCode = 130;
+
+function buildProgram(context: Context): Command {
+  const program = new Command('loza')
+    .description('Runs MLA language models with LongCat ZigZag Attention (LoZA).')
+    .version(packageVersion(), '-V, --version', 'print the version')
+    .option('--json', 'print results, and errors, as JSON on stdout')
+    .option('--debug', 'show the stack of an error (or set LOZA_DEBUG=1)')
+    .helpOption('-h, --help', 'explain the command')
+    .configureHelp({ showGlobalOptions: true })
+    // Errors are shown by `report`, in one place.
+    .configureOutput({ outputError: () => {} })
+    .exitOverride()
+    .addHelpText('after', examples)
+    .hook('preAction', (command) => {
+      context.json = command.opts<{ json?: boolean }>().json === true;
+    });
+  registerGenerate(program, context);
+  registerChat(program, context);
+  registerInspect(program, context);
+  registerVerify(program, context);
+  registerInfo(program, context);
+  registerDemo(program, context);
+  registerBench(program, context);
+  return program;
+}
+
+/** Runs the command line and returns the exit code. */
+async function main(argv: readonly string[]): Promise<number> {
+  const controller = new AbortController();
+  const context = new Context(controller.signal);
+  const interrupt = () => {
+    if (controller.signal.aborted) process.exit(interruptedCode);
+    controller.abort(new Error('interrupted'));
+  };
+  process.on('SIGINT', interrupt);
+  try {
+    await buildProgram(context).parseAsync(argv);
+    return controller.signal.aborted ? interruptedCode : 0;
+  } catch (error) {
+    if (controller.signal.aborted) return interruptedCode;
+    return report(error, argv);
+  } finally {
+    process.off('SIGINT', interrupt);
+  }
+}
+
+/** Tells the user what went wrong: one line on stderr, or an object on stdout with --json. */
+function report(error: unknown, argv: readonly string[]): number {
+  // Help that was asked for, or the version, is no error; without any command, help is the answer.
+  if (error instanceof CommanderError && isHelp(error)) return error.exitCode;
+  if (isSet(argv, '--debug') || isTruthy(process.env['LOZA_DEBUG'])) {
+    process.stderr.write(`${inspect(error)}\n`);
+  }
+  const { code, message, value, hint } = describeError(error);
+  if (isSet(argv, '--json') && !(error instanceof BadResult)) {
+    process.stdout.write(`${JSON.stringify({ error: { code, message, value, hint } })}\n`);
+  } else {
+    process.stderr.write(`loza: ${message}\n`);
+  }
+  return 1;
+}
+
+function describeError(error: unknown): {
+  code: string;
+  message: string;
+  value?: unknown;
+  hint?: string | undefined;
+} {
+  if (LozaError.isInstance(error)) {
+    const { code, message, value, hint } = error;
+    return { code, message: oneLine(message), value: plain(value), hint };
+  }
+  if (error instanceof CommanderError) {
+    const problem = oneLine(error.message.replace(/^error: /, ''));
+    const hint = 'loza --help, or loza <command> --help, says what there is';
+    return { code: 'ERR_LOZA_INVALID_ARG', message: `${problem} (${hint})`, hint };
+  }
+  const message = oneLine(error instanceof Error ? error.message : String(error));
+  if (error instanceof BadResult) return { code: 'ERR_LOZA_BAD_RESULT', message };
+  const hint = 'This is a bug in loza: please report it with what --debug shows';
+  return { code: 'ERR_LOZA_INTERNAL', message: `${message}. ${hint}`, hint };
+}
+
+function isHelp({ code }: CommanderError): boolean {
+  return ['commander.help', 'commander.helpDisplayed', 'commander.version'].includes(code);
+}
+
+/** Whether a global flag was given, also where the command line could not be parsed. */
+function isSet(argv: readonly string[], flag: string): boolean {
+  const end = argv.indexOf('--');
+  return argv.slice(2, end < 0 ? undefined : end).includes(flag);
+}
+
+function isTruthy(value: string | undefined): boolean {
+  return value !== undefined && value !== '' && value !== '0';
+}
+
+/** An error's value as JSON can hold it. */
+function plain(value: unknown): unknown {
+  const simple = ['string', 'number', 'boolean', 'undefined'].includes(typeof value);
+  return simple || value === null ? value : show(value);
+}
+
+// A reader that has seen enough (loza inspect | head) is no error.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  process.exit(error.code === 'EPIPE' ? 0 : 1);
+});
+
+void main(process.argv).then((code) => {
+  process.exitCode = code;
+});

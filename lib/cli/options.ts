@@ -1,0 +1,179 @@
+import { InvalidArgumentError, Option, type Command } from 'commander';
+
+import type { AttentionOption } from '../checkpoint/streaming-config';
+import { LozaError } from '../errors';
+import { planLoad, type LoadPlan } from '../load-model';
+import type { LoadOptions } from '../load-options';
+import type { GenerateOptions } from '../runner/sampling';
+
+/** The flags that say how to load a model. */
+export interface LoadFlags {
+  device?: 'auto' | 'cpu' | 'cuda';
+  attention?: string;
+  sinkBlocks?: number;
+  localBlocks?: number;
+  dtype?: 'auto' | 'float32' | 'bfloat16';
+  maxTokens?: number;
+  yarnFactor?: number;
+  chunkTokens?: number;
+}
+
+/** The flags that say how to continue a text; the names are those of `GenerateOptions`. */
+export interface SamplingFlags {
+  maxNewTokens?: number;
+  temperature?: number;
+  topK?: number;
+  topP?: number;
+  minP?: number;
+  repetitionPenalty?: number;
+  seed?: number;
+  stop?: string[];
+  stopTokenId?: number[];
+  ignoreEos?: boolean;
+}
+
+const positive = wholeNumber(1, 2 ** 30);
+
+const loadFlags: Record<keyof LoadFlags, () => Option> = {
+  device: () =>
+    new Option('--device <name>', 'auto takes a GPU when there is one').choices([
+      'auto',
+      'cpu',
+      'cuda',
+    ]),
+  attention: () =>
+    new Option(
+      '--attention <auto|full|pattern>',
+      'auto: as the checkpoint says; full: none streams; or a digit an attention, 1 = streaming',
+    ).argParser(parseAttention),
+  sinkBlocks: () =>
+    new Option(
+      '--sink-blocks <n>',
+      'blocks of 128 tokens that streaming attentions keep at the start',
+    ).argParser(positive),
+  localBlocks: () =>
+    new Option('--local-blocks <n>', 'blocks that they keep at the end').argParser(positive),
+  dtype: () =>
+    new Option('--dtype <type>', 'type of the KV cache').choices(['auto', 'float32', 'bfloat16']),
+  maxTokens: () =>
+    new Option('--max-tokens <n>', 'tokens that the KV cache has room for').argParser(positive),
+  yarnFactor: () =>
+    new Option('--yarn-factor <x>', "stretch the model's positions with YaRN").argParser(
+      realNumber(1, 2 ** 20),
+    ),
+  chunkTokens: () =>
+    new Option('--chunk-tokens <n>', 'prompt tokens read in one step (default 512)').argParser(
+      wholeNumber(1, 2 ** 20),
+    ),
+};
+
+/** Adds the load flags, all of them or those named. */
+export function addLoadFlags(
+  command: Command,
+  names = Object.keys(loadFlags) as (keyof LoadFlags)[],
+): Command {
+  for (const name of names) command.addOption(loadFlags[name]());
+  return command;
+}
+
+export function addSamplingFlags(command: Command): Command {
+  const fraction = realNumber(0, 1);
+  return command
+    .option('-n, --max-new-tokens <n>', 'most tokens to write (default 256)', positive)
+    .option(
+      '-t, --temperature <x>',
+      '0 takes the likeliest token; more is more varied',
+      realNumber(0, 100),
+    )
+    .option('--top-k <n>', 'choose among the n likeliest tokens', wholeNumber(0, 2 ** 30))
+    .option('--top-p <x>', 'choose among tokens whose probabilities sum to x', fraction)
+    .option('--min-p <x>', 'leave out tokens less likely than x times the likeliest', fraction)
+    .option('--repetition-penalty <x>', 'above 1: repeat less', realNumber(0, 100))
+    .option('--seed <n>', 'the same seed gives the same text', wholeNumber(0, 2 ** 53 - 1))
+    .option('--stop <text>', 'end before this text; may be given again', collect<string>(String))
+    .option(
+      '--stop-token-id <id>',
+      'end at this token; may be given again',
+      collect(wholeNumber(0, 2 ** 31 - 1)),
+    )
+    .option('--ignore-eos', "go on past the checkpoint's end tokens");
+}
+
+/** Which attentions stream. Reads the checkpoint only where block counts change its own pattern. */
+export async function readAttention(dir: string, flags: LoadFlags): Promise<AttentionOption> {
+  const { attention = 'auto', sinkBlocks, localBlocks } = flags;
+  const blocks = { sinkBlocks, localBlocks };
+  if (attention !== 'auto' && attention !== 'full') return { layerType: attention, ...blocks };
+  if (sinkBlocks === undefined && localBlocks === undefined) return attention;
+  const pattern =
+    attention === 'full' ? undefined : (await planFromFlags(dir, { attention })).pattern;
+  if (pattern === undefined) {
+    const hint = 'Name the streaming ones with --attention, a digit for each: 1 streams, 0 is full';
+    throw usageError('--sink-blocks and --local-blocks have no effect: no attention streams', hint);
+  }
+  return { layerType: pattern.layerType, ...blocks };
+}
+
+export async function readLoadOptions(dir: string, flags: LoadFlags): Promise<LoadOptions> {
+  const { device, dtype, maxTokens, yarnFactor, chunkTokens } = flags;
+  const attention = await readAttention(dir, flags);
+  return { device, dtype, maxTokens, chunkTokens, attention, rope: { yarnFactor } };
+}
+
+/** The checkpoint's config and headers, checked; no weights, no device. */
+export async function planFromFlags(
+  dir: string,
+  flags: LoadFlags,
+  signal?: AbortSignal,
+): Promise<LoadPlan> {
+  const attention = await readAttention(dir, flags);
+  const rope = { yarnFactor: flags.yarnFactor, exactAngles: false };
+  return planLoad(dir, { attention, rope, signal });
+}
+
+export function readGenerateOptions(flags: SamplingFlags): GenerateOptions {
+  const { maxNewTokens, temperature, topK, topP, minP, repetitionPenalty, seed } = flags;
+  return {
+    ...{ maxNewTokens, temperature, topK, topP, minP, repetitionPenalty, seed },
+    stop: flags.stop,
+    stopTokenIds: flags.stopTokenId,
+    ignoreEos: flags.ignoreEos,
+  };
+}
+
+/** The error for flags and arguments that cannot be what was meant. */
+export function usageError(problem: string, hint?: string): LozaError {
+  return new LozaError('ERR_LOZA_INVALID_ARG', problem, hint === undefined ? {} : { hint });
+}
+
+/** A parser of integers in a range, for commander. */
+export function wholeNumber(min: number, max: number): (text: string) => number {
+  return (text) => {
+    const value = /^[+-]?\d+$/.test(text) ? Number(text) : NaN;
+    if (value >= min && value <= max) return value;
+    throw new InvalidArgumentError(`It must be a whole number of ${min} to ${max}.`);
+  };
+}
+
+/** A parser of numbers in a range, for commander. */
+export function realNumber(min: number, max: number): (text: string) => number {
+  return (text) => {
+    const value = text.trim() === '' ? NaN : Number(text);
+    if (value >= min && value <= max) return value;
+    throw new InvalidArgumentError(`It must be a number of ${min} to ${max}.`);
+  };
+}
+
+/** A parser of lists such as 512,4096, for commander. */
+export function listOf<T>(parse: (text: string) => T): (text: string) => T[] {
+  return (text) => text.split(',').map((item) => parse(item.trim()));
+}
+
+export function parseAttention(text: string): string {
+  if (text === 'auto' || text === 'full' || /^[01]+$/.test(text)) return text;
+  throw new InvalidArgumentError('It must be auto, full or a pattern of 0 and 1, as 10111000.');
+}
+
+function collect<T>(parse: (text: string) => T): (text: string, before: T[] | undefined) => T[] {
+  return (text, before = []) => [...before, parse(text)];
+}

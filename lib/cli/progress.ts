@@ -1,0 +1,44 @@
+import { SingleBar } from 'cli-progress';
+
+import type { Context } from './context';
+import { formatBytes, formatCount } from './format';
+
+/** A bar on stderr that disappears when it is stopped; nothing at all when nobody watches. */
+export interface Progress {
+  update(done: number, total: number): void;
+  stop(): void;
+}
+
+const silent: Progress = { update: () => {}, stop: () => {} };
+
+/** Shows `title`, a bar and what is done of how much, from the first update on. */
+export function startProgress(
+  context: Context,
+  title: string,
+  unit: 'tokens' | 'bytes' | 'runs' = 'tokens',
+): Progress {
+  if (!context.watched) return silent;
+  const show = (value: number) => (unit === 'bytes' ? formatBytes(value) : formatCount(value));
+  const bar = new SingleBar({
+    stream: process.stderr,
+    clearOnComplete: true,
+    gracefulExit: false,
+    barsize: 24,
+    barCompleteChar: '█',
+    barIncompleteChar: '░',
+    format: `${title} {bar} {done} of {all}${unit === 'bytes' ? '' : ` ${unit}`}`,
+  });
+  let running = false;
+  return {
+    update(done, total) {
+      const payload = { done: show(done), all: show(total) };
+      if (running) bar.update(done, payload);
+      else bar.start(total, done, payload);
+      running = true;
+    },
+    stop() {
+      if (running) bar.stop();
+      running = false;
+    },
+  };
+}
