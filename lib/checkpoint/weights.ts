@@ -235,7 +235,7 @@ export class WeightLoader implements WeightSource {
     const bytes = entry.end - entry.begin;
     const target = to.view('f8e4m3', [bytes], [1], offset);
     const source = this.file(entry).view('f8e4m3', [bytes], [1], entry.begin);
-    this.copies.push({ bytes, run: () => this.ops.cast(target, source) });
+    this.copies.push({ bytes, run: () => this.ops.stream.upload(target, source) });
   }
 
   private file(entry: TensorEntry): Tensor {

@@ -29,8 +29,10 @@ function readCommit(): string | null {
   if (!existsSync(path.join(packageRoot, '.git'))) return null;
   try {
     const args = ['-C', packageRoot, 'rev-parse', '--short', 'HEAD'];
-    const options = { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] } as const;
-    return execFileSync('git', args, options).trim();
+    return execFileSync('git', args, {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    }).trim();
   } catch {
     return null;
   }

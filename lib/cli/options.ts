@@ -8,28 +8,28 @@ import type { GenerateOptions } from '../runner/sampling';
 
 /** The flags that say how to load a model. */
 export interface LoadFlags {
-  device?: 'auto' | 'cpu' | 'cuda';
-  attention?: string;
-  sinkBlocks?: number;
-  localBlocks?: number;
-  dtype?: 'auto' | 'float32' | 'bfloat16';
-  maxTokens?: number;
-  yarnFactor?: number;
-  chunkTokens?: number;
+  device?: 'auto' | 'cpu' | 'cuda' | undefined;
+  attention?: string | undefined;
+  sinkBlocks?: number | undefined;
+  localBlocks?: number | undefined;
+  dtype?: 'auto' | 'float32' | 'bfloat16' | undefined;
+  maxTokens?: number | undefined;
+  yarnFactor?: number | undefined;
+  chunkTokens?: number | undefined;
 }
 
 /** The flags that say how to continue a text; the names are those of `GenerateOptions`. */
 export interface SamplingFlags {
-  maxNewTokens?: number;
-  temperature?: number;
-  topK?: number;
-  topP?: number;
-  minP?: number;
-  repetitionPenalty?: number;
-  seed?: number;
-  stop?: string[];
-  stopTokenId?: number[];
-  ignoreEos?: boolean;
+  maxNewTokens?: number | undefined;
+  temperature?: number | undefined;
+  topK?: number | undefined;
+  topP?: number | undefined;
+  minP?: number | undefined;
+  repetitionPenalty?: number | undefined;
+  seed?: number | undefined;
+  stop?: string[] | undefined;
+  stopTokenId?: number[] | undefined;
+  ignoreEos?: boolean | undefined;
 }
 
 const positive = wholeNumber(1, 2 ** 30);

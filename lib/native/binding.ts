@@ -57,6 +57,7 @@ export type NativeOperation =
 
 export type NativeStream = {
   write(to: TensorHandle, from: TypedArray): void;
+  upload(to: TensorHandle, from: TensorHandle): void;
   read(from: TensorHandle): Promise<ArrayBuffer>;
   synchronize(): Promise<void>;
   beginGraph(): void;

@@ -101,6 +101,11 @@ export class Stream {
     native(() => this.native.write(to.handle, from));
   }
 
+  /** Copies the bytes of a view of a mapped file, in stream order. */
+  upload(to: Tensor, from: Tensor): void {
+    native(() => this.native.upload(to.handle, from.handle));
+  }
+
   async readFloats(from: Tensor): Promise<Float32Array> {
     return new Float32Array(await this.read(from));
   }

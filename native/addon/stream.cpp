@@ -8,6 +8,7 @@ namespace loza::addon {
 Napi::Function StreamWrap::define(Napi::Env env) {
   std::vector<Napi::ClassPropertyDescriptor<StreamWrap>> methods{
       InstanceMethod<&StreamWrap::write>("write"),
+      InstanceMethod<&StreamWrap::upload>("upload"),
       InstanceMethod<&StreamWrap::read>("read"),
       InstanceMethod<&StreamWrap::synchronize>("synchronize"),
       InstanceMethod<&StreamWrap::begin_graph>("beginGraph"),
@@ -34,6 +35,15 @@ void StreamWrap::write(const Napi::CallbackInfo& info) {
     const auto from = info[1].As<Napi::TypedArray>();
     const auto* bytes = static_cast<const std::byte*>(from.ArrayBuffer().Data());
     stream_->write(to, bytes + from.ByteOffset(), from.ByteLength());
+  });
+}
+
+// upload(to, from): `from` is a view of a mapped file
+void StreamWrap::upload(const Napi::CallbackInfo& info) {
+  guarded(info.Env(), [&] {
+    check_open();
+    stream_->upload(tensors().get(info[0].As<Napi::Number>().Int32Value()),
+                    tensors().get(info[1].As<Napi::Number>().Int32Value()));
   });
 }
 

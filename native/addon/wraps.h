@@ -80,6 +80,7 @@ class StreamWrap : public Napi::ObjectWrap<StreamWrap> {
 
  private:
   void write(const Napi::CallbackInfo& info);
+  void upload(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);
   Napi::Value synchronize(const Napi::CallbackInfo& info);
   void begin_graph(const Napi::CallbackInfo& info);

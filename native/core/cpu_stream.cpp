@@ -116,6 +116,18 @@ void CpuStream::write(const Tensor& to, const void* from, size_t bytes) {
   enqueue([target = to.data, copy] { std::memcpy(target, copy->data(), copy->size()); });
 }
 
+void CpuStream::upload(const Tensor& to, const Tensor& from) {
+  check(to.contiguous() && from.contiguous() && to.bytes() == from.bytes(), "upload: ", from,
+        " does not fill ", to);
+  enqueue([to, from] {
+    constexpr int64_t kChunk = 1 << 18;
+    parallel_for(to.bytes(), kChunk, [&](int64_t begin, int64_t end) {
+      std::memcpy(to.as<std::byte>() + begin, from.as<std::byte>() + begin,
+                  static_cast<size_t>(end - begin));
+    });
+  });
+}
+
 void CpuStream::read(const Tensor& from, void* to) {
   check(from.contiguous(), "read: ", from, " is not contiguous");
   check(!recording_, "read: not while a graph is recorded");

@@ -38,6 +38,9 @@ class Stream {
 
   // Copies `bytes` from host memory into a contiguous tensor. The source may be reused at return.
   virtual void write(const Tensor& to, const void* from, size_t bytes) = 0;
+  // Copies bytes from a tensor in host memory, such as a mapped file, that must stay alive until this
+  // is done. How weights come onto the device.
+  virtual void upload(const Tensor& to, const Tensor& from) = 0;
   // Copies a contiguous tensor to host memory that must stay alive until the next completion.
   virtual void read(const Tensor& from, void* to) = 0;
   virtual void on_complete(Completion completion) = 0;

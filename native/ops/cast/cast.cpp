@@ -1,9 +1,5 @@
 #include "ops/cast/cast.h"
 
-#include <cstddef>
-#include <cstring>
-
-#include "core/parallel.h"
 #include "cpu/convert.h"
 #include "cpu/rows.h"
 #include "cpu/simd.h"
@@ -14,10 +10,7 @@ namespace loza {
 
 void CastParams::check() const {
   loza::check(in && in.dtype != DType::kI32, "cast in: expected f32, bf16 or f8e4m3, got ", in);
-  const bool bytes = in.dtype == DType::kF8E4M3 && out.dtype == in.dtype && !scale &&
-                     in.contiguous() && out.contiguous();
-  loza::check(out && out.rank == in.rank &&
-                  (bytes || out.dtype == DType::kF32 || out.dtype == DType::kBF16),
+  loza::check(out && (out.dtype == DType::kF32 || out.dtype == DType::kBF16) && out.rank == in.rank,
               "cast out: expected f32 or bf16 of the rank of ", in, ", got ", out);
   for (int i = 0; i < in.rank; i++)
     loza::check(out.shape[i] == in.shape[i], "cast: ", in, " does not fit into ", out);
@@ -81,19 +74,9 @@ void convert(const CastParams& params) {
   });
 }
 
-void copy_bytes(const CastParams& params) {
-  constexpr int64_t kChunk = 1 << 16;
-  auto* to = params.out.as<std::byte>();
-  const auto* from = params.in.as<const std::byte>();
-  parallel_for(params.in.bytes(), kChunk, [&](int64_t begin, int64_t end) {
-    std::memcpy(to + begin, from + begin, static_cast<size_t>(end - begin));
-  });
-}
-
 }  // namespace
 
 void compute(const CastParams& params) {
-  if (params.out.dtype == DType::kF8E4M3) return copy_bytes(params);
   with_float_type(params.out.dtype, [&]<class Out>(Out) {
     with_weight_type(params.in.dtype, [&]<class In>(In) { convert<Out, In>(params); });
   });

@@ -1,0 +1,184 @@
+import { Option, type Command } from 'commander';
+
+import type { LanguageModel } from '../language-model';
+import { bundledModel, readBuildInfo } from './build-info';
+import type { Context } from './context';
+import { formatCount, formatRate } from './format';
+import { withModel } from './open-model';
+import {
+  addLoadFlags,
+  listOf,
+  parseAttention,
+  planFromFlags,
+  readLoadOptions,
+  usageError,
+  wholeNumber,
+  type LoadFlags,
+} from './options';
+import { startProgress, type Progress } from './progress';
+
+interface BenchFlags extends Omit<LoadFlags, 'attention'> {
+  prompt: number[];
+  generate: number;
+  repeat: number;
+  attention: string[];
+  seed: number;
+  output: 'md' | 'json';
+}
+
+interface Statistics {
+  mean: number;
+  /** Sample standard deviation; 0 for one run. */
+  sd: number;
+}
+
+interface BenchRow {
+  attention: string;
+  layerType: string;
+  device: string;
+  promptTokens: number;
+  newTokens: number;
+  runs: number;
+  /** Tokens a second until the first new one, and after it. */
+  prefill: Statistics;
+  decode: Statistics;
+  kvResidentBytes: number;
+}
+
+const defaultPrompts = [512, 4096];
+const defaultAttentions = ['full', 'auto'];
+
+const examples = `
+Prompts are random tokens. Each line is the mean ± standard deviation of the runs after a warm-up.
+Prefill is prompt tokens over the time to the first new token; decode is the rate after it.
+One sequence at a time, so this is latency and not throughput.
+
+Examples:
+  loza bench models/loza-tiny -p 512,4096 -n 64 -r 3
+  loza bench DIR -p 8192 --attention full,auto -o json > bench.json`;
+
+export function registerBench(program: Command, context: Context): void {
+  const most = 2 ** 24;
+  const command = program
+    .command('bench')
+    .description('Measures prefill and decode in tokens a second.')
+    .argument('[dir]', 'checkpoint folder (default: the bundled models/loza-tiny)', bundledModel)
+    .option('-p, --prompt <n,...>', 'prompt lengths', listOf(wholeNumber(1, most)), defaultPrompts)
+    .option('-n, --generate <n>', 'new tokens', wholeNumber(2, most), 64)
+    .option('-r, --repeat <n>', 'runs', wholeNumber(1, 1000), 3)
+    .option(
+      '--attention <list>',
+      'auto, full and patterns such as 10111000, with commas between',
+      listOf(parseAttention),
+      defaultAttentions,
+    )
+    .option('--seed <n>', 'of the random prompts', wholeNumber(0, 2 ** 32 - 1), 1)
+    .addOption(
+      new Option('-o, --output <format>', 'md is a table in Markdown')
+        .choices(['md', 'json'])
+        .default('md'),
+    );
+  const names = ['device', 'dtype', 'chunkTokens', 'maxTokens', 'yarnFactor'] as const;
+  addLoadFlags(command, [...names, 'sinkBlocks', 'localBlocks'])
+    .addHelpText('after', examples)
+    .action((dir: string, flags: BenchFlags) => bench(dir, flags, context));
+}
+
+async function bench(dir: string, flags: BenchFlags, context: Context): Promise<void> {
+  context.json ||= flags.output === 'json';
+  const longest = Math.max(...flags.prompt) + flags.generate - 1;
+  const { maxPosition } = await planFromFlags(dir, { yarnFactor: flags.yarnFactor });
+  if (longest > maxPosition) {
+    const positions = `${formatCount(longest)} positions, but the model has ${formatCount(maxPosition)}`;
+    throw usageError(`-p and -n need ${positions}`, 'Shorten them, or give --yarn-factor');
+  }
+  const rows: BenchRow[] = [];
+  const progress = startProgress(context, 'measuring', 'runs');
+  try {
+    for (const attention of flags.attention) {
+      const maxTokens = flags.maxTokens ?? longest;
+      const options = await readLoadOptions(dir, blocksOnlyWhereStreaming(flags, attention));
+      await withModel(dir, { ...options, maxTokens }, context, async (model) => {
+        for (const promptTokens of flags.prompt) {
+          rows.push(await measure(model, { attention, promptTokens }, flags, context, progress));
+        }
+      });
+    }
+  } finally {
+    progress.stop();
+  }
+  if (context.json) context.printJson({ ...readBuildInfo(), dir, seed: flags.seed, rows });
+  else context.print(describe(rows));
+}
+
+/** Full attention has no blocks to choose, but stands beside patterns that have. */
+function blocksOnlyWhereStreaming(flags: BenchFlags, attention: string): LoadFlags {
+  const none = { sinkBlocks: undefined, localBlocks: undefined };
+  return { ...flags, attention, ...(attention === 'full' ? none : {}) };
+}
+
+async function measure(
+  model: LanguageModel,
+  { attention, promptTokens }: { attention: string; promptTokens: number },
+  { generate, repeat, seed }: BenchFlags,
+  context: Context,
+  progress: Progress,
+): Promise<BenchRow> {
+  const random = randomIntegers(seed, model.info.vocabSize);
+  const prefill: number[] = [];
+  const decode: number[] = [];
+  let kvResidentBytes = 0;
+  for (let run = -1; run < repeat; run++) {
+    const prompt = Int32Array.from({ length: promptTokens }, random);
+    const options = { maxNewTokens: generate, temperature: 0, ignoreEos: true };
+    const generation = model.generate(prompt, { ...options, signal: context.signal });
+    const { timings, kv } = await generation.result();
+    progress.update(run + 1, repeat);
+    if (run < 0) continue; // the warm-up
+    prefill.push(timings.prefillTokensPerSecond);
+    decode.push(timings.decodeTokensPerSecond);
+    kvResidentBytes = kv.residentBytes;
+  }
+  const { layerType, device } = model.info;
+  const what = { attention, layerType, device, promptTokens, newTokens: generate, runs: repeat };
+  return { ...what, prefill: statistics(prefill), decode: statistics(decode), kvResidentBytes };
+}
+
+export function statistics(values: readonly number[]): Statistics {
+  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
+  const squares = values.reduce((sum, value) => sum + (value - mean) ** 2, 0);
+  return { mean, sd: values.length > 1 ? Math.sqrt(squares / (values.length - 1)) : 0 };
+}
+
+/** Integers of 0..below-1 that a seed decides (mulberry32). */
+export function randomIntegers(seed: number, below: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let bits = Math.imul(state ^ (state >>> 15), state | 1);
+    bits ^= bits + Math.imul(bits ^ (bits >>> 7), bits | 61);
+    return Math.floor((((bits ^ (bits >>> 14)) >>> 0) / 2 ** 32) * below);
+  };
+}
+
+function describe(rows: readonly BenchRow[]): string {
+  const spread = ({ mean, sd }: Statistics) => `${formatRate(mean)} ± ${formatRate(sd)}`;
+  const cells = rows.map(({ attention, promptTokens, newTokens, prefill, decode }) => [
+    attention,
+    formatCount(promptTokens),
+    formatCount(newTokens),
+    spread(prefill),
+    spread(decode),
+  ]);
+  const titles = ['attention', 'prompt', 'new', 'prefill tokens/s', 'decode tokens/s'];
+  return markdownTable([titles, ['---', '---:', '---:', '---:', '---:'], ...cells]);
+}
+
+function markdownTable(rows: readonly (readonly string[])[]): string {
+  const widths = (rows[0] ?? []).map((_, i) => Math.max(...rows.map((row) => row[i]?.length ?? 0)));
+  const pad = (cell: string, i: number) => {
+    if (/^-+:?$/.test(cell)) return cell.padStart(widths[i] ?? 0, '-');
+    return i === 0 ? cell.padEnd(widths[i] ?? 0) : cell.padStart(widths[i] ?? 0);
+  };
+  return rows.map((row) => `| ${row.map(pad).join(' | ')} |`).join('\n');
+}
