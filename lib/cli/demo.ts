@@ -177,12 +177,13 @@ function introduce(
     ({ name, layerType }) => `  ${name.padEnd(15)}${drawInline(layerType)}`,
   );
   return [
-    `A small model reads a haystack of ${formatCount(promptTokens)} tokens of old speeches. After token ${formatCount(keyToken)} they hold`,
-    `"${key}"; the question at the end is "${question}" It answers three times.`,
-    `${glyphs.full} is an attention that sees every token, ${glyphs.streaming} one that streams: it sees and keeps only the first`,
-    `${sinkBlocks * 128} and about the last ${localBlocks * 128}, so that its memory (the KV cache) stops growing.`,
+    `A small model reads a haystack of ${formatCount(promptTokens)} tokens: old speeches, and hidden after token ${formatCount(keyToken)}`,
+    `the pass key ${key}. Then it is asked "${question}", three times:`,
     '',
     ...patterns,
+    '',
+    `${glyphs.full} is an attention that sees every token; its memory, the KV cache, grows with the text.`,
+    `${glyphs.streaming} is one that streams: it sees and keeps only the first ${sinkBlocks * 128} and about the last ${localBlocks * 128} tokens.`,
   ].join('\n');
 }
 

@@ -157,26 +157,34 @@ export function kvBytes(
 }
 
 function describeKv(rows: readonly KvRow[], model: ModelInfo): string {
-  const dtypes = rows[0]?.bytes.map(({ dtype }) => dtype) ?? [];
-  const columns = [
-    { title: 'context', align: 'right' as const },
-    ...dtypes.flatMap((dtype) => [
-      { title: `full, ${dtype}`, align: 'right' as const },
-      { title: `LoZA, ${dtype}`, align: 'right' as const },
-    ]),
-    { title: 'saved', align: 'right' as const },
-  ];
-  const cells = rows.map(({ tokens, beyond, bytes }) => [
-    `${formatLength(tokens)}${beyond ? '*' : ' '}`,
-    ...bytes.flatMap(({ full, loza }) => [formatBytes(full), formatBytes(loza)]),
-    formatPercent(savedFraction(bytes)),
-  ]);
-  const lines = ['KV cache of one sequence:', formatTable(columns, cells)];
+  const streams = model.layerType.includes('1');
+  const lines = ['KV cache of one sequence:', kvColumns(rows, streams)];
   if (rows.some(({ beyond }) => beyond)) {
     const positions = formatCount(model.maxPosition);
     lines.push(`* beyond the model's ${positions} positions; --yarn-factor stretches them`);
   }
+  if (!streams) lines.push('No attention streams; --attention PATTERN shows what that would save.');
   return lines.join('\n');
+}
+
+function kvColumns(rows: readonly KvRow[], streams: boolean): string {
+  const right = (title: string) => ({ title, align: 'right' as const });
+  const dtypes = rows[0]?.bytes.map(({ dtype }) => dtype) ?? [];
+  const columns = [
+    right('context'),
+    ...dtypes.flatMap((dtype) => {
+      return [right(`full, ${dtype}`), ...(streams ? [right(`LoZA, ${dtype}`)] : [])];
+    }),
+    ...(streams ? [right('saved')] : []),
+  ];
+  const cells = rows.map(({ tokens, beyond, bytes }) => [
+    `${formatLength(tokens)}${beyond ? '*' : ' '}`,
+    ...bytes.flatMap(({ full, loza }) => {
+      return [formatBytes(full), ...(streams ? [formatBytes(loza)] : [])];
+    }),
+    ...(streams ? [formatPercent(savedFraction(bytes))] : []),
+  ]);
+  return formatTable(columns, cells);
 }
 
 function savedFraction([first]: KvRow['bytes']): number {

@@ -33,7 +33,7 @@ function buildProgram(context: Context): Command {
     .option('--json', 'print results, and errors, as JSON on stdout')
     .option('--debug', 'show the stack of an error (or set LOZA_DEBUG=1)')
     .helpOption('-h, --help', 'explain the command')
-    .configureHelp({ showGlobalOptions: true })
+    .configureHelp({ showGlobalOptions: true, helpWidth: context.width })
     // Errors are shown by `report`, in one place.
     .configureOutput({ outputError: () => {} })
     .exitOverride()
@@ -60,52 +60,51 @@ async function main(argv: readonly string[]): Promise<number> {
     controller.abort(new Error('interrupted'));
   };
   process.on('SIGINT', interrupt);
+  const program = buildProgram(context);
   try {
-    await buildProgram(context).parseAsync(argv);
+    await program.parseAsync(argv);
     return controller.signal.aborted ? interruptedCode : 0;
   } catch (error) {
     if (controller.signal.aborted) return interruptedCode;
-    return report(error, argv);
+    return report(error, argv, program);
   } finally {
     process.off('SIGINT', interrupt);
   }
 }
 
 /** Tells the user what went wrong: one line on stderr, or an object on stdout with --json. */
-function report(error: unknown, argv: readonly string[]): number {
+function report(error: unknown, argv: readonly string[], program: Command): number {
   // Help that was asked for, or the version, is no error; without any command, help is the answer.
   if (error instanceof CommanderError && isHelp(error)) return error.exitCode;
   if (isSet(argv, '--debug') || isTruthy(process.env['LOZA_DEBUG'])) {
     process.stderr.write(`${inspect(error)}\n`);
   }
-  const { code, message, value, hint } = describeError(error);
+  const described = asLozaError(error, argv, program);
+  const message = oneLine(described.message);
   if (isSet(argv, '--json') && !(error instanceof BadResult)) {
-    process.stdout.write(`${JSON.stringify({ error: { code, message, value, hint } })}\n`);
+    const { code, value, hint } = described;
+    const object = { error: { code, message, value: plain(value), hint } };
+    process.stdout.write(`${JSON.stringify(object)}\n`);
   } else {
-    process.stderr.write(`loza: ${message}\n`);
+    process.stderr.write(
+      `loza: ${error instanceof BadResult ? oneLine(error.message) : message}\n`,
+    );
   }
   return 1;
 }
 
-function describeError(error: unknown): {
-  code: string;
-  message: string;
-  value?: unknown;
-  hint?: string | undefined;
-} {
-  if (LozaError.isInstance(error)) {
-    const { code, message, value, hint } = error;
-    return { code, message: oneLine(message), value: plain(value), hint };
-  }
+/** Whatever was thrown, as an error that says what to do. */
+function asLozaError(error: unknown, argv: readonly string[], program: Command): LozaError {
+  if (LozaError.isInstance(error)) return error;
   if (error instanceof CommanderError) {
-    const problem = oneLine(error.message.replace(/^error: /, ''));
-    const hint = 'loza --help, or loza <command> --help, says what there is';
-    return { code: 'ERR_LOZA_INVALID_ARG', message: `${problem} (${hint})`, hint };
+    const problem = oneLine(error.message.replace(/^error: /, '')).replace(/\.$/, '');
+    const command = program.commands.find((one) => one.name() === argv[2]);
+    const help = command === undefined ? 'loza --help' : `loza ${command.name()} --help`;
+    return new LozaError('ERR_LOZA_INVALID_ARG', problem, { hint: `See ${help}` });
   }
-  const message = oneLine(error instanceof Error ? error.message : String(error));
-  if (error instanceof BadResult) return { code: 'ERR_LOZA_BAD_RESULT', message };
+  const problem = error instanceof Error ? error.message : String(error);
   const hint = 'This is a bug in loza: please report it with what --debug shows';
-  return { code: 'ERR_LOZA_INTERNAL', message: `${message}. ${hint}`, hint };
+  return new LozaError('ERR_LOZA_INTERNAL', problem, { hint, cause: error });
 }
 
 function isHelp({ code }: CommanderError): boolean {

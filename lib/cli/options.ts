@@ -44,7 +44,7 @@ const loadFlags: Record<keyof LoadFlags, () => Option> = {
   attention: () =>
     new Option(
       '--attention <auto|full|pattern>',
-      'auto: as the checkpoint says; full: none streams; or a digit an attention, 1 = streaming',
+      'auto: as the checkpoint says; full: none streams; or one digit for each, 1 = streams',
     ).argParser(parseAttention),
   sinkBlocks: () =>
     new Option(

@@ -101,14 +101,18 @@ export class Engine {
     }
   }
 
+  /**
+   * A prompt is read in whole chunks or waits for the next step: where it is cut depends on nothing
+   * else, so that a sequence gets the same bits in any company.
+   */
   private schedule(): { running: Running; work: StepWork }[] {
     let budget = this.limits.chunkTokens;
     return this.running.flatMap((running) => {
       const { job, sequence } = running;
       const unread = sequence.tokens.length - sequence.computed;
-      const count = unread === 1 ? 1 : Math.min(unread, budget);
-      if (unread > 1) budget -= count;
-      if (count === 0) return [];
+      const count = Math.min(unread, this.limits.chunkTokens);
+      if (count > 1 && count > budget) return [];
+      if (count > 1) budget -= count;
       return { running, work: { sequence, count, ...job.plan(sequence, count) } };
     });
   }

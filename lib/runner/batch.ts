@@ -136,7 +136,11 @@ function keyRuns(group: LayerGroup, { sequence, count }: BatchItem): [number, nu
   ];
 }
 
-/** Cuts the keys of all expanded items into rounds of at most `capacity` keys, at block borders. */
+/**
+ * Packs the keys of all expanded items into rounds of at most `capacity` keys. A run of keys is cut
+ * every `capacity` keys from its own start, whatever else is in the round: a sequence gets the same
+ * bits in any company.
+ */
 function planRounds(
   group: LayerGroup,
   items: readonly PlacedItem[],
@@ -148,17 +152,15 @@ function planRounds(
     const { sequence, count, firstRow } = item;
     const blocks = sequence.blocksOf(group);
     for (const [from, to] of keyRuns(group, item)) {
-      for (let position = from; position < to;) {
+      for (let position = from; position < to; position += capacity) {
+        const keys = Math.min(capacity, to - position);
         let round = rounds.at(-1);
-        if (round === undefined || capacity - round.slots.length < blockTokens) {
+        if (round === undefined || round.slots.length + keys > capacity) {
           rounds.push((round = { slots: [], segments: [] }));
         }
-        const room = Math.floor((capacity - round.slots.length) / blockTokens) * blockTokens;
-        const keys = Math.min(room, to - position);
         const query = [firstRow - rowOffset, count, sequence.computed];
         round.segments.push(...query, round.slots.length, keys, position);
         for (let i = 0; i < keys; i++) round.slots.push(blocks.slot(position + i));
-        position += keys;
       }
     }
   }

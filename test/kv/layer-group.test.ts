@@ -122,7 +122,7 @@ describe.each(groups)('%s', (_, shape) => {
         blocks.release();
         expect([blocks.held, blocks.freed, group.pool.inUse]).toEqual([0, 0, 0]);
       }),
-      { numRuns: 80 },
+      { numRuns: 40 },
     );
   });
 
@@ -185,7 +185,7 @@ test.each(groups)('%s: sequences share a pool, and no block is in two places', (
       for (const blocks of sequences) blocks.release();
       expect(group.pool.inUse).toBe(0);
     }),
-    { numRuns: 60 },
+    { numRuns: 40 },
   );
 });
 

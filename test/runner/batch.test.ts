@@ -281,7 +281,7 @@ test('expanded rows: over all rounds, each sees every allowed key exactly once, 
               throw new Error(`query ${t} misses key ${j} of the ${part.group.kind} group`);
       }
     }
-  }, 60);
+  }, 30);
 });
 
 test('an empty step has no rows', () => {
