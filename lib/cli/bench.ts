@@ -1,4 +1,4 @@
-import { Option, type Command } from 'commander';
+import { Argument, Option, type Command } from 'commander';
 
 import type { LanguageModel } from '../language-model';
 import { bundledModel, readBuildInfo } from './build-info';
@@ -62,15 +62,20 @@ export function registerBench(program: Command, context: Context): void {
   const command = program
     .command('bench')
     .description('Measures prefill and decode in tokens a second.')
-    .argument('[dir]', 'checkpoint folder (default: the bundled models/loza-tiny)', bundledModel)
-    .option('-p, --prompt <n,...>', 'prompt lengths', listOf(wholeNumber(1, most)), defaultPrompts)
+    .addArgument(
+      new Argument('[dir]', 'checkpoint folder').default(bundledModel, 'the bundled loza-tiny'),
+    )
+    .addOption(
+      new Option('-p, --prompt <n,...>', 'prompt lengths')
+        .argParser(listOf(wholeNumber(1, most)))
+        .default(defaultPrompts, defaultPrompts.join()),
+    )
     .option('-n, --generate <n>', 'new tokens', wholeNumber(2, most), 64)
     .option('-r, --repeat <n>', 'runs', wholeNumber(1, 1000), 3)
-    .option(
-      '--attention <list>',
-      'auto, full and patterns such as 10111000, with commas between',
-      listOf(parseAttention),
-      defaultAttentions,
+    .addOption(
+      new Option('--attention <list>', 'auto, full or patterns such as 10111000, commas between')
+        .argParser(listOf(parseAttention))
+        .default(defaultAttentions, defaultAttentions.join()),
     )
     .option('--seed <n>', 'of the random prompts', wholeNumber(0, 2 ** 32 - 1), 1)
     .addOption(

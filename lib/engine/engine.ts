@@ -64,9 +64,9 @@ export class Engine {
   /** Fails every job and resolves when no step is running any more. */
   async close(): Promise<void> {
     this.closed = true;
-    for (const job of this.waiting.splice(0)) job.fail(closedError());
+    for (const job of this.waiting.splice(0)) fail(job, closedError());
     for (const { job } of this.running) {
-      job.fail(closedError());
+      fail(job, closedError());
       this.cancelled.add(job);
     }
     await this.loop;
@@ -112,12 +112,20 @@ export class Engine {
       const unread = sequence.tokens.length - sequence.computed;
       const count = Math.min(unread, this.limits.chunkTokens);
       if (count > 1 && count > budget) return [];
-      if (count > 1) budget -= count;
-      return { running, work: { sequence, count, ...job.plan(sequence, count) } };
+      try {
+        const work = { sequence, count, ...job.plan(sequence, count) };
+        if (count > 1) budget -= count;
+        return { running, work };
+      } catch (error) {
+        fail(job, error);
+        this.cancelled.add(job);
+        return [];
+      }
     });
   }
 
   private async step(batch: readonly { running: Running; work: StepWork }[]): Promise<void> {
+    if (batch.length === 0) return;
     const done = new Set<Running>();
     try {
       const outputs = await this.runner.step(batch.map(({ work }) => work));
@@ -127,7 +135,7 @@ export class Engine {
       });
     } catch (error) {
       for (const { running } of batch) {
-        running.job.fail(error);
+        fail(running.job, error);
         done.add(running);
       }
     }
@@ -160,8 +168,17 @@ function deliver({ job, sequence }: Running, output: StepOutput): boolean {
   try {
     return job.receive(sequence, output);
   } catch (error) {
-    job.fail(error);
+    fail(job, error);
     return true;
+  }
+}
+
+/** Tells a job; what it throws in turn is nobody's to handle and must not end the loop. */
+function fail(job: Job, error: unknown): void {
+  try {
+    job.fail(error);
+  } catch {
+    // The job itself is broken, and over in any case.
   }
 }
 

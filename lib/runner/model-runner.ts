@@ -61,7 +61,7 @@ export class ModelRunner {
    */
   async step(work: readonly StepWork[]): Promise<StepOutput[]> {
     for (const { sequence, count } of work) sequence.extend(count);
-    const [sampled, scored] = await Promise.all(this.ops.arena.scope(() => this.enqueue(work)));
+    const [sampled, scored] = await this.ops.arena.scope(() => this.enqueue(work));
     for (const { sequence, count } of work) sequence.advance(count);
     return work.map((_, i) => {
       const output: StepOutput = {};
@@ -71,10 +71,12 @@ export class ModelRunner {
     });
   }
 
+  /** Resolves when the step is done, also if nothing of it is read: chunks must not pile up. */
   private enqueue(work: readonly StepWork[]) {
     const batch = planBatch(work, this.groups, this.limits);
     const hidden = this.model.forward(uploadStep(this.ops, batch, this.angles));
-    return [this.sample(hidden, batch, work), this.score(hidden, batch, work)] as const;
+    const results = [this.sample(hidden, batch, work), this.score(hidden, batch, work)] as const;
+    return Promise.all([...results, this.ops.stream.synchronize()]);
   }
 
   private async sample(

@@ -64,14 +64,10 @@ async function texts(generation: Generation, most = Infinity): Promise<string[]>
   return seen;
 }
 
-const rejections: unknown[] = [];
-const onRejection = (error: unknown) => rejections.push(error);
-beforeAll(() => process.on('unhandledRejection', onRejection));
-afterAll(() => process.off('unhandledRejection', onRejection));
+// Jest fails a test that leaves an unhandled rejection; this gives one the time to show.
 afterEach(async () => {
   await turn();
   await turn();
-  expect(rejections.splice(0)).toEqual([]);
 });
 
 test('nothing starts before it is used', async () => {

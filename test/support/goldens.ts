@@ -59,13 +59,12 @@ function readMargins(file: string): Map<string, number[]> {
   interface Entry {
     greedy_margin?: number[];
   }
-  const json = JSON.parse(readFileSync(file, 'utf8')) as { prompts?: Entry[] } & Record<
+  const json = JSON.parse(readFileSync(file, 'utf8')) as Record<string, Entry | Entry[]>;
+  const { prompts } = json;
+  const entries = (Array.isArray(prompts) ? Object.entries(prompts) : Object.entries(json)) as [
     string,
-    Entry
-  >;
-  const entries = json.prompts
-    ? json.prompts.map((entry, i) => [String(i), entry] as const)
-    : Object.entries(json);
+    Entry,
+  ][];
   return new Map(entries.map(([name, entry]) => [name, entry.greedy_margin ?? []]));
 }
 
