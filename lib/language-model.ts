@@ -252,7 +252,9 @@ function checkPositions(
 }
 
 function toArray(positions: ArrayLike<number>): number[] {
-  if (Array.isArray(positions) || ArrayBuffer.isView(positions)) return Array.from(positions);
+  if (Array.isArray(positions) || ArrayBuffer.isView(positions)) {
+    return Array.from<number>(positions);
+  }
   const problem = `positions must be an array of positions, got ${show(positions)}`;
   throw new LozaError('ERR_LOZA_INVALID_ARG', problem, { value: positions });
 }

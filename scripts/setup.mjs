@@ -7,6 +7,7 @@
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import fs from 'node:fs';
+import { createRequire } from 'node:module';
 import os from 'node:os';
 import path from 'node:path';
 import process from 'node:process';
@@ -15,6 +16,7 @@ import { fileURLToPath } from 'node:url';
 const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
 const inRoot = (...parts) => path.join(root, ...parts);
 const build = inRoot('build');
+const { resolve } = createRequire(import.meta.url);
 const cudaOption = process.env.LOZA_CUDA || 'AUTO';
 const forced = process.argv.slice(2);
 
@@ -103,7 +105,8 @@ function checkNativeTools() {
 /** A hash of the names and contents of files and folders (all files below them). */
 function hashInputs(names, settings = []) {
   const hash = createHash('sha256').update(JSON.stringify(settings));
-  for (const name of ['package-lock.json', 'scripts/setup.mjs', ...names].flatMap(filesBelow)) {
+  const lock = isCheckout ? ['package-lock.json'] : [];
+  for (const name of [...lock, 'scripts/setup.mjs', ...names].flatMap(filesBelow)) {
     const bytes = fs.readFileSync(inRoot(name));
     hash.update(`\0${name}\0${bytes.length}\0`).update(bytes);
   }
@@ -124,8 +127,12 @@ function readOr(file, otherwise) {
   }
 }
 
+/** In a package that npm installed there is no lock file: its dependencies are the installer's. */
+const isCheckout = fs.existsSync(inRoot('package-lock.json'));
+
 /** npm writes node_modules/.package-lock.json last, so it says what is completely installed. */
 function dependenciesAreCurrent() {
+  if (!isCheckout) return true;
   const installed = JSON.parse(readOr(inRoot('node_modules/.package-lock.json'), '{}')).packages;
   if (installed === undefined) return false;
   const locked = JSON.parse(fs.readFileSync(inRoot('package-lock.json'), 'utf8')).packages;
@@ -190,7 +197,7 @@ function buildNative(tool) {
   const settingsFile = path.join(build, '.native-settings');
   if (readOr(settingsFile, settings) !== settings) clearCMakeCache();
   fs.writeFileSync(settingsFile, settings);
-  const cmakeJs = [inRoot('node_modules/cmake-js/bin/cmake-js')];
+  const cmakeJs = [path.join(path.dirname(resolve('cmake-js/package.json')), 'bin', 'cmake-js')];
   tool(process.execPath, [...cmakeJs, 'configure', `--CDLOZA_CUDA=${cudaOption}`]);
   tool(process.execPath, [...cmakeJs, 'build', '--parallel', String(os.availableParallelism())]);
 }

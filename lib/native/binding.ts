@@ -101,6 +101,7 @@ export function addon(): Addon {
 function load(): Addon {
   const override = process.env['LOZA_ADDON_PATH'];
   try {
+    // eslint-disable-next-line @typescript-eslint/no-require-imports -- an addon is no module to import
     if (override !== undefined) return require(path.resolve(override)) as Addon;
     return bindings({ bindings: 'loza', module_root: packageRoot }) as Addon;
   } catch (cause) {

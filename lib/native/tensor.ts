@@ -45,6 +45,14 @@ export class Tensor {
     return this.elements * bytesPerElement[this.dtype];
   }
 
+  get isContiguous(): boolean {
+    const wanted = rowMajor(this.shape);
+    return (
+      this.elements === 0 ||
+      this.shape.every((extent, i) => extent === 1 || this.strides[i] === wanted[i])
+    );
+  }
+
   /** The part with `from <= index < to` along `dimension`; shares memory. */
   slice(dimension: number, from: number, to: number): Tensor {
     const at = dimension < 0 ? dimension + this.shape.length : dimension;
@@ -55,6 +63,10 @@ export class Tensor {
 
   /** The same elements in another shape; the tensor must be contiguous. */
   reshape(...shape: number[]): Tensor {
+    const elements = shape.reduce((product, extent) => product * extent, 1);
+    if (!this.isContiguous || elements !== this.elements) {
+      throw outside(this, `the shape [${shape.join(', ')}]`);
+    }
     return this.view(this.dtype, shape, rowMajor(shape), 0);
   }
 

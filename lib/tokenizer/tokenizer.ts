@@ -1,6 +1,6 @@
 import { access } from 'node:fs/promises';
 import path from 'node:path';
-import { Tokenizer as LibraryTokenizer } from '@huggingface/tokenizers';
+import * as library from '@huggingface/tokenizers';
 import { LozaError, show, throwIfAborted } from '../errors';
 import { encodeInWorker, type EncodeJob } from './encode-worker';
 import {
@@ -14,6 +14,17 @@ import {
 import { checkTokenizerJson, type TokenizerJson } from './tokenizer-json';
 
 const maxFileBytes = 64 * 2 ** 20;
+
+/** What is used of the library. Its own types cannot be resolved under Node's module rules. */
+interface LibraryTokenizer {
+  encode(text: string, options: { add_special_tokens: boolean }): { ids: (number | undefined)[] };
+  decode(ids: readonly number[], options: { clean_up_tokenization_spaces: boolean }): string;
+  id_to_token(id: number): string | undefined;
+  token_to_id(token: string): number | undefined;
+}
+const { Tokenizer: LibraryTokenizer } = library as unknown as {
+  Tokenizer: new (json: TokenizerJson, config: object) => LibraryTokenizer;
+};
 
 /** Longer texts (in UTF-16 units) are encoded in a worker thread; about 0.2 s of work. */
 export const maxInPlaceLength = 100_000;
@@ -136,7 +147,7 @@ export class Tokenizer {
   #encodeInPlace(text: string, addSpecialTokens: boolean): Int32Array {
     try {
       const { ids } = this.#library.encode(text, { add_special_tokens: addSpecialTokens });
-      return Int32Array.from(ids, (id: number | undefined) => id ?? -1);
+      return Int32Array.from(ids, (id) => id ?? -1);
     } catch (cause) {
       throw new LozaError('ERR_LOZA_TOKENIZER', 'The text could not be encoded', { cause });
     }

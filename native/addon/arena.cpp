@@ -4,11 +4,10 @@
 namespace loza::addon {
 
 Napi::Function ArenaWrap::define(Napi::Env env) {
-  return DefineClass(env, "Arena",
-                     {InstanceMethod<&ArenaWrap::allocate>("allocate"),
-                      InstanceMethod<&ArenaWrap::view>("view"),
-                      InstanceMethod<&ArenaWrap::mark>("mark"),
-                      InstanceMethod<&ArenaWrap::release>("release")});
+  return DefineClass(
+      env, "Arena",
+      {InstanceMethod<&ArenaWrap::allocate>("allocate"), InstanceMethod<&ArenaWrap::view>("view"),
+       InstanceMethod<&ArenaWrap::mark>("mark"), InstanceMethod<&ArenaWrap::release>("release")});
 }
 
 ArenaWrap::ArenaWrap(const Napi::CallbackInfo& info) : ObjectWrap(info) {
@@ -29,8 +28,7 @@ Napi::Value ArenaWrap::allocate(const Napi::CallbackInfo& info) {
     state_->open();
     const auto dtype = static_cast<DType>(info[0].As<Napi::Number>().Int32Value());
     const auto shape = read_shape(info, 1);
-    const Tensor tensor =
-        arena_->allocate(dtype, static_cast<int>(shape.size()), shape.data());
+    const Tensor tensor = arena_->allocate(dtype, static_cast<int>(shape.size()), shape.data());
     return keep(state_->tensors.add(tensor, nullptr), info.Env());
   });
 }
@@ -39,14 +37,14 @@ Napi::Value ArenaWrap::view(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     state_->open();
     const Tensor view = read_view(state_->tensors, info);
-    auto owner = state_->tensors.owner(info[0].As<Napi::Number>().Int32Value());
+    auto owner = state_->tensors.owner(info[0].As<Napi::Number>().Int64Value());
     return keep(state_->tensors.add(view, std::move(owner)), info.Env());
   });
 }
 
-Napi::Value ArenaWrap::keep(int32_t handle, Napi::Env env) {
+Napi::Value ArenaWrap::keep(int64_t handle, Napi::Env env) {
   handles_.push_back(handle);
-  return Napi::Number::New(env, handle);
+  return new_handle(env, handle);
 }
 
 Napi::Value ArenaWrap::mark(const Napi::CallbackInfo& info) {

@@ -18,8 +18,8 @@ std::shared_ptr<Completions> Completions::create(Napi::Env env) {
 Completions::Pending Completions::add(Napi::Env env, Result result) {
   auto deferred = std::make_shared<Napi::Promise::Deferred>(env);
   if (pending_++ == 0) queue_.Ref(env);
-  auto settle = [self = shared_from_this(), deferred, result = std::move(result)](
-                    std::optional<Error> error) {
+  auto settle = [self = shared_from_this(), deferred,
+                 result = std::move(result)](std::optional<Error> error) {
     self->post(new Settlement{deferred, result, std::move(error), self});
   };
   return {deferred->Promise(), std::move(settle)};

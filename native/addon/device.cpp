@@ -1,8 +1,14 @@
+#include <algorithm>
+#include <cmath>
+
 #include "addon/environment.h"
 #include "addon/wraps.h"
 #include "core/mapped_file.h"
 
 namespace loza::addon {
+
+// The largest integer that a JavaScript number holds exactly.
+constexpr int64_t kMaxInteger = (int64_t{1} << 53) - 1;
 
 Device& DeviceState::open() {
   if (device == nullptr) fail(code::kClosed, "the device is closed");
@@ -41,14 +47,35 @@ void DeviceState::close() {
 std::vector<int64_t> read_shape(const Napi::CallbackInfo& info, size_t at) {
   const auto array = info[at].As<Napi::Array>();
   std::vector<int64_t> shape(array.Length());
-  for (uint32_t i = 0; i < shape.size(); i++)
-    shape[i] = array.Get(i).As<Napi::Number>().Int64Value();
+  for (uint32_t i = 0; i < shape.size(); i++) {
+    const double extent = array.Get(i).As<Napi::Number>().DoubleValue();
+    if (!(extent >= 0 && extent <= kMaxInteger && extent == std::floor(extent)))
+      fail(code::kInvalidArg, "a dimension or stride must be an integer of 0 or more, got ",
+           extent);
+    shape[i] = static_cast<int64_t>(extent);
+  }
   return shape;
 }
 
-// Arguments: parent, dtype, offset in bytes, shape array, strides array (in elements).
+namespace {
+
+// Bytes from a tensor's first element to the end of its last; throws when they overflow.
+int64_t span_bytes(const Tensor& tensor) {
+  if (tensor.elements() == 0) return 0;
+  int64_t elements = 1;
+  for (int i = 0; i < tensor.rank; i++) {
+    int64_t reach;
+    if (__builtin_mul_overflow(tensor.shape[i] - 1, tensor.strides[i], &reach) ||
+        __builtin_add_overflow(elements, reach, &elements) || elements > kMaxInteger)
+      fail(code::kInvalidArg, "a tensor that spans more than 2^53 elements");
+  }
+  return elements * size_of(tensor.dtype);
+}
+
+}  // namespace
+
 Tensor read_view(const TensorTable& tensors, const Napi::CallbackInfo& info) {
-  const Tensor& parent = tensors.get(info[0].As<Napi::Number>().Int32Value());
+  const Tensor& parent = tensors.get(info[0].As<Napi::Number>().Int64Value());
   const auto dtype = static_cast<DType>(info[1].As<Napi::Number>().Int32Value());
   const int64_t offset = info[2].As<Napi::Number>().Int64Value();
   const auto shape = read_shape(info, 3);
@@ -56,18 +83,14 @@ Tensor read_view(const TensorTable& tensors, const Napi::CallbackInfo& info) {
   check(shape.size() == strides.size(), "view: shape and strides differ in rank");
 
   Tensor view = contiguous_view(nullptr, dtype, static_cast<int>(shape.size()), shape.data());
-  int64_t last = view.elements() == 0 ? -1 : 0;  // offset of the last element
-  for (int i = 0; i < view.rank; i++) {
-    check(strides[i] >= 0, "view: negative stride");
-    view.strides[i] = strides[i];
-    if (last >= 0) last += (shape[i] - 1) * strides[i];
+  std::copy(strides.begin(), strides.end(), view.strides.begin());
+  const int64_t bytes = span_bytes(view);
+  if (bytes == 0) {  // nothing in it will ever be read, wherever it lies
+    view.data = parent.data;
+    return view;
   }
-  int64_t parent_last = parent.elements() == 0 ? -1 : 0;
-  for (int i = 0; i < parent.rank && parent_last >= 0; i++)
-    parent_last += (parent.shape[i] - 1) * parent.strides[i];
-  const int64_t end = offset + (last + 1) * size_of(dtype);
-  check(offset >= 0 && end <= (parent_last + 1) * size_of(parent.dtype), "view: bytes ", offset,
-        " to ", end, " lie outside ", parent);
+  check(offset >= 0 && offset <= kMaxInteger && offset + bytes <= span_bytes(parent),
+        "view: ", bytes, " bytes from ", offset, " lie outside ", parent);
   check(offset % size_of(dtype) == 0 &&
             reinterpret_cast<uintptr_t>(parent.data) % static_cast<uintptr_t>(size_of(dtype)) == 0,
         "view: byte offset ", offset, " is not aligned for ", name_of(dtype));
@@ -79,10 +102,9 @@ Napi::Function DeviceWrap::define(Napi::Env env) {
   return DefineClass(
       env, "Device",
       {InstanceMethod<&DeviceWrap::allocate>("allocate"),
-       InstanceMethod<&DeviceWrap::map_file>("mapFile"),
-       InstanceMethod<&DeviceWrap::view>("view"), InstanceMethod<&DeviceWrap::release>("release"),
-       InstanceMethod<&DeviceWrap::arena>("arena"), InstanceMethod<&DeviceWrap::stream>("stream"),
-       InstanceMethod<&DeviceWrap::memory>("memory"),
+       InstanceMethod<&DeviceWrap::map_file>("mapFile"), InstanceMethod<&DeviceWrap::view>("view"),
+       InstanceMethod<&DeviceWrap::release>("release"), InstanceMethod<&DeviceWrap::arena>("arena"),
+       InstanceMethod<&DeviceWrap::stream>("stream"), InstanceMethod<&DeviceWrap::memory>("memory"),
        InstanceMethod<&DeviceWrap::fail_allocation_after>("failAllocationAfter"),
        InstanceMethod<&DeviceWrap::close>("close")});
 }
@@ -102,7 +124,7 @@ Napi::Value DeviceWrap::allocate(const Napi::CallbackInfo& info) {
     auto buffer =
         state_->open().allocate(static_cast<size_t>(std::max<int64_t>(tensor.bytes(), 1)), purpose);
     tensor.data = buffer->data();
-    return Napi::Number::New(info.Env(), state_->tensors.add(tensor, std::move(buffer)));
+    return new_handle(info.Env(), state_->tensors.add(tensor, std::move(buffer)));
   });
 }
 
@@ -114,7 +136,7 @@ Napi::Value DeviceWrap::map_file(const Napi::CallbackInfo& info) {
     auto file = std::make_shared<MappedFile>(state_->open().account_ptr(), path,
                                              static_cast<size_t>(bytes));
     const Tensor tensor = contiguous_view(file->data(), DType::kF8E4M3, 1, &bytes);
-    return Napi::Number::New(info.Env(), state_->tensors.add(tensor, std::move(file)));
+    return new_handle(info.Env(), state_->tensors.add(tensor, std::move(file)));
   });
 }
 
@@ -123,15 +145,15 @@ Napi::Value DeviceWrap::view(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     state_->open();
     const Tensor view = read_view(state_->tensors, info);
-    auto owner = state_->tensors.owner(info[0].As<Napi::Number>().Int32Value());
-    return Napi::Number::New(info.Env(), state_->tensors.add(view, std::move(owner)));
+    auto owner = state_->tensors.owner(info[0].As<Napi::Number>().Int64Value());
+    return new_handle(info.Env(), state_->tensors.add(view, std::move(owner)));
   });
 }
 
 void DeviceWrap::release(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] {
     state_->open();
-    state_->free_in_order(state_->tensors.remove(info[0].As<Napi::Number>().Int32Value()));
+    state_->free_in_order(state_->tensors.remove(info[0].As<Napi::Number>().Int64Value()));
   });
 }
 

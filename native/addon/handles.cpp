@@ -4,10 +4,10 @@
 
 namespace loza::addon {
 
-int32_t TensorTable::add(const Tensor& tensor, BufferPtr owner) {
-  int32_t index;
+int64_t TensorTable::add(const Tensor& tensor, BufferPtr owner) {
+  int64_t index;
   if (free_.empty()) {
-    index = static_cast<int32_t>(entries_.size());
+    index = static_cast<int64_t>(entries_.size());
     check(index <= kIndexMask, "more than ", kIndexMask, " tensors on one device");
     entries_.emplace_back();
   } else {
@@ -21,7 +21,7 @@ int32_t TensorTable::add(const Tensor& tensor, BufferPtr owner) {
   return entry.generation << kIndexBits | index;
 }
 
-const TensorTable::Entry& TensorTable::entry(int32_t handle) const {
+const TensorTable::Entry& TensorTable::entry(int64_t handle) const {
   const auto index = static_cast<size_t>(handle & kIndexMask);
   if (handle <= 0 || index >= entries_.size() || !entries_[index].live ||
       entries_[index].generation != handle >> kIndexBits)
@@ -29,7 +29,7 @@ const TensorTable::Entry& TensorTable::entry(int32_t handle) const {
   return entries_[index];
 }
 
-BufferPtr TensorTable::remove(int32_t handle) {
+BufferPtr TensorTable::remove(int64_t handle) {
   auto& gone = const_cast<Entry&>(entry(handle));
   gone.live = false;
   gone.generation = (gone.generation + 1) & kGenerationMask;
@@ -40,7 +40,7 @@ BufferPtr TensorTable::remove(int32_t handle) {
 void TensorTable::clear() {
   for (size_t index = 1; index < entries_.size(); index++)
     if (entries_[index].live)
-      remove(entries_[index].generation << kIndexBits | static_cast<int32_t>(index));
+      remove(entries_[index].generation << kIndexBits | static_cast<int64_t>(index));
 }
 
 }  // namespace loza::addon

@@ -13,27 +13,28 @@ namespace loza::addon {
 class TensorTable {
  public:
   // `owner` keeps the memory alive; null for arena tensors, whose arena does.
-  int32_t add(const Tensor& tensor, BufferPtr owner);
-  const Tensor& get(int32_t handle) const { return entry(handle).tensor; }
-  BufferPtr owner(int32_t handle) const { return entry(handle).owner; }
-  BufferPtr remove(int32_t handle);
+  int64_t add(const Tensor& tensor, BufferPtr owner);
+  const Tensor& get(int64_t handle) const { return entry(handle).tensor; }
+  BufferPtr owner(int64_t handle) const { return entry(handle).owner; }
+  BufferPtr remove(int64_t handle);
   void clear();
 
  private:
   static constexpr int kIndexBits = 20;
-  static constexpr int32_t kIndexMask = (1 << kIndexBits) - 1;
-  static constexpr int32_t kGenerationMask = (1 << (31 - kIndexBits)) - 1;
+  static constexpr int64_t kIndexMask = (int64_t{1} << kIndexBits) - 1;
+  // A JavaScript number holds 53 bits: a place would have to be reused 2^33 times to be mistaken.
+  static constexpr int64_t kGenerationMask = (int64_t{1} << (53 - kIndexBits)) - 1;
 
   struct Entry {
     Tensor tensor;
     BufferPtr owner;
-    int32_t generation = 0;
+    int64_t generation = 0;
     bool live = false;
   };
-  const Entry& entry(int32_t handle) const;
+  const Entry& entry(int64_t handle) const;
 
   std::vector<Entry> entries_ = std::vector<Entry>(1);  // handle 0 means "no tensor"
-  std::vector<int32_t> free_;
+  std::vector<int64_t> free_;
 };
 
 }  // namespace loza::addon

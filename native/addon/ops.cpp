@@ -25,10 +25,10 @@ class Arguments {
   }
 
   StreamWrap& stream() const { return *stream_; }
-  const Tensor& tensor() { return stream_->tensors().get(integer()); }
+  const Tensor& tensor() { return stream_->tensors().get(handle()); }
   Tensor optional_tensor() {
-    const int32_t handle = integer();
-    return handle == 0 ? Tensor{} : stream_->tensors().get(handle);
+    const int64_t value = handle();
+    return value == 0 ? Tensor{} : stream_->tensors().get(value);
   }
   int32_t integer() {
     int32_t value;
@@ -49,11 +49,14 @@ class Arguments {
     const int32_t sink_blocks = integer();
     return {.sink_blocks = sink_blocks, .local_blocks = integer()};
   }
-  void done() const {
-    check(next_ == count_, "expected ", next_, " arguments, got ", count_);
-  }
+  void done() const { check(next_ == count_, "expected ", next_, " arguments, got ", count_); }
 
  private:
+  int64_t handle() {
+    int64_t value;
+    ok(napi_get_value_int64(env_, next(), &value));
+    return value;
+  }
   napi_value next() {
     check(next_ < count_, "expected more than ", count_, " arguments");
     return values_[next_++];
@@ -163,6 +166,8 @@ napi_property_descriptor method(const char* name) {
 
 }  // namespace
 
-std::vector<napi_property_descriptor> operation_methods() { return {LOZA_FOR_EACH_OP(LOZA_METHOD)}; }
+std::vector<napi_property_descriptor> operation_methods() {
+  return {LOZA_FOR_EACH_OP(LOZA_METHOD)};
+}
 
 }  // namespace loza::addon

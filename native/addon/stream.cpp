@@ -31,7 +31,7 @@ StreamWrap::StreamWrap(const Napi::CallbackInfo& info) : ObjectWrap(info) {
 void StreamWrap::write(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] {
     check_open();
-    const Tensor& to = tensors().get(info[0].As<Napi::Number>().Int32Value());
+    const Tensor& to = tensors().get(info[0].As<Napi::Number>().Int64Value());
     const auto from = info[1].As<Napi::TypedArray>();
     const auto* bytes = static_cast<const std::byte*>(from.ArrayBuffer().Data());
     stream_->write(to, bytes + from.ByteOffset(), from.ByteLength());
@@ -42,8 +42,8 @@ void StreamWrap::write(const Napi::CallbackInfo& info) {
 void StreamWrap::upload(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] {
     check_open();
-    stream_->upload(tensors().get(info[0].As<Napi::Number>().Int32Value()),
-                    tensors().get(info[1].As<Napi::Number>().Int32Value()));
+    stream_->upload(tensors().get(info[0].As<Napi::Number>().Int64Value()),
+                    tensors().get(info[1].As<Napi::Number>().Int64Value()));
   });
 }
 
@@ -51,16 +51,14 @@ void StreamWrap::upload(const Napi::CallbackInfo& info) {
 Napi::Value StreamWrap::read(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_open();
-    const Tensor& from = tensors().get(info[0].As<Napi::Number>().Int32Value());
+    const Tensor& from = tensors().get(info[0].As<Napi::Number>().Int64Value());
     auto bytes = std::make_shared<std::vector<std::byte>>(static_cast<size_t>(from.bytes()));
     stream_->read(from, bytes->data());
-    auto pending = Environment::of(info.Env()).completions->add(info.Env(), [bytes](Napi::Env env) {
+    return when_done(info.Env(), [bytes](Napi::Env env) {
       auto buffer = Napi::ArrayBuffer::New(env, bytes->size());
       std::memcpy(buffer.Data(), bytes->data(), bytes->size());
       return Napi::Value(buffer);
     });
-    stream_->on_complete(std::move(pending.settle));
-    return pending.promise;
   });
 }
 
@@ -68,11 +66,20 @@ Napi::Value StreamWrap::read(const Napi::CallbackInfo& info) {
 Napi::Value StreamWrap::synchronize(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_open();
-    auto pending = Environment::of(info.Env()).completions->add(
-        info.Env(), [](Napi::Env env) { return env.Undefined(); });
-    stream_->on_complete(std::move(pending.settle));
-    return pending.promise;
+    return when_done(info.Env(), [](Napi::Env env) { return env.Undefined(); });
   });
+}
+
+// A promise for the work enqueued so far. A stream that refuses rejects it: a promise left pending
+// would keep the process alive.
+Napi::Value StreamWrap::when_done(Napi::Env env, Completions::Result result) {
+  auto pending = Environment::of(env).completions->add(env, std::move(result));
+  try {
+    stream_->on_complete(pending.settle);
+  } catch (const Error& error) {
+    pending.settle(error);
+  }
+  return pending.promise;
 }
 
 void StreamWrap::begin_graph(const Napi::CallbackInfo& info) {

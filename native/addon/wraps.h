@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "addon/completions.h"
 #include "addon/handles.h"
 #include "core/device.h"
 
@@ -57,7 +58,7 @@ class ArenaWrap : public Napi::ObjectWrap<ArenaWrap> {
   Napi::Value view(const Napi::CallbackInfo& info);
   Napi::Value mark(const Napi::CallbackInfo& info);
   void release(const Napi::CallbackInfo& info);
-  Napi::Value keep(int32_t handle, Napi::Env env);
+  Napi::Value keep(int64_t handle, Napi::Env env);
 
   struct Mark {
     Arena::Mark memory;
@@ -65,7 +66,7 @@ class ArenaWrap : public Napi::ObjectWrap<ArenaWrap> {
   };
   std::shared_ptr<DeviceState> state_;
   std::shared_ptr<Arena> arena_;
-  std::vector<int32_t> handles_;  // in order of allocation
+  std::vector<int64_t> handles_;  // in order of allocation
   std::vector<Mark> marks_;
 };
 
@@ -83,6 +84,7 @@ class StreamWrap : public Napi::ObjectWrap<StreamWrap> {
   void upload(const Napi::CallbackInfo& info);
   Napi::Value read(const Napi::CallbackInfo& info);
   Napi::Value synchronize(const Napi::CallbackInfo& info);
+  Napi::Value when_done(Napi::Env env, Completions::Result result);
   void begin_graph(const Napi::CallbackInfo& info);
   Napi::Value end_graph(const Napi::CallbackInfo& info);
   void launch(const Napi::CallbackInfo& info);
@@ -104,7 +106,11 @@ class GraphWrap : public Napi::ObjectWrap<GraphWrap> {
 // The operations, as methods of Stream.
 std::vector<napi_property_descriptor> operation_methods();
 
-// [dtype, d0, d1, ...] or a view's [parent, dtype, byte offset, rank, dims..., strides...]
+inline Napi::Value new_handle(Napi::Env env, int64_t handle) {
+  return Napi::Number::New(env, static_cast<double>(handle));
+}
+
+// A view's arguments: parent, dtype, offset in bytes, shape array, strides array (in elements).
 Tensor read_view(const TensorTable& tensors, const Napi::CallbackInfo& info);
 // A JavaScript array of dimensions, from argument `at`.
 std::vector<int64_t> read_shape(const Napi::CallbackInfo& info, size_t at);

@@ -25,8 +25,8 @@ class Device {
 };
 
 struct DeviceInfo {
-  std::string kind;    // "cpu" | "cuda"
-  std::string name;    // what a person would call it
+  std::string kind;  // "cpu" | "cuda"
+  std::string name;  // what a person would call it
   bool usable = false;
   std::string reason;  // why not, when it is not usable
   int cores = 0;

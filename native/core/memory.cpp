@@ -9,7 +9,7 @@ namespace loza {
 
 namespace {
 
-constexpr size_t kAlignment = 256;           // also what bulk tensor copies on a GPU want
+constexpr size_t kAlignment = 256;  // also what bulk tensor copies on a GPU want
 constexpr size_t kMinSlabBytes = 1u << 20;
 constexpr int64_t kMaxBytes = int64_t{1} << 46;
 
@@ -55,14 +55,11 @@ Tensor Arena::allocate(DType dtype, int rank, const int64_t* shape) {
 }
 
 std::byte* Arena::bump(size_t bytes) {
-  while (position_.slab < slabs_.size()) {
-    Buffer& slab = *slabs_[position_.slab];
-    if (position_.offset + bytes <= slab.bytes()) {
-      std::byte* data = slab.data() + position_.offset;
-      position_.offset += bytes;
-      return data;
-    }
-    position_ = {position_.slab + 1, 0};
+  for (Mark at = position_; at.slab < slabs_.size(); at = {at.slab + 1, 0}) {
+    Buffer& slab = *slabs_[at.slab];
+    if (at.offset + bytes > slab.bytes()) continue;
+    position_ = {at.slab, at.offset + bytes};
+    return slab.data() + at.offset;
   }
   // Doubling keeps the number of slabs small; the tail that is left unused above is bounded by it.
   const size_t last = slabs_.empty() ? kMinSlabBytes / 2 : slabs_.back()->bytes();

@@ -59,6 +59,7 @@ struct Tensor {
   int64_t bytes() const { return elements() * size_of(dtype); }
 
   bool contiguous() const {
+    if (elements() == 0) return true;
     int64_t expected = 1;
     for (int i = rank - 1; i >= 0; i--) {
       if (shape[i] != 1 && strides[i] != expected) return false;

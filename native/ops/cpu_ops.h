@@ -16,9 +16,9 @@ LOZA_FOR_EACH_OP(LOZA_DECLARE)
 class CpuOps final : public Ops {
  public:
   explicit CpuOps(CpuStream& stream) : stream_(stream) {}
-#define LOZA_DEFINE(Op)                                     \
-  void run(const Op##Params& params) override {             \
-    stream_.enqueue([params] { cpu::compute(params); });    \
+#define LOZA_DEFINE(Op)                                  \
+  void run(const Op##Params& params) override {          \
+    stream_.enqueue([params] { cpu::compute(params); }); \
   }
   LOZA_FOR_EACH_OP(LOZA_DEFINE)
 #undef LOZA_DEFINE

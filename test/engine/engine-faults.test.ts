@@ -1,3 +1,4 @@
+import type { Job } from '../../lib/engine/job';
 import { LozaError } from '../../lib/errors';
 import { expectLozaError } from '../support/errors';
 import {
@@ -193,6 +194,27 @@ test('a job whose receive throws fails alone', async () => {
   expect(jobs[1]!.errors).toEqual([problem]);
   expectWhole([jobs[0]!, jobs[2]!]);
   await idle(engine, runner);
+});
+
+function fails(): never {
+  throw new Error('a bug in a job');
+}
+
+test.each([
+  ['plan', (job: Job) => (job.plan = fails)],
+  ['fail', (job: Job) => (job.fail = job.receive = fails)],
+])('a job whose %s throws does not take the engine with it', async (_, spoil) => {
+  const runner = new FakeRunner(32);
+  const engine = makeEngine(runner);
+  const [bad, beside, later] = [1, 2, 3].map((seed) => new TestJob(5, 5, seed));
+  spoil(bad!);
+  submitAll(engine, [bad!, beside!]);
+  await beside!.settled;
+  engine.submit(later!);
+  await later!.settled;
+  expectWhole([beside!, later!]);
+  await idle(engine, runner);
+  await engine.close();
 });
 
 describe('close', () => {

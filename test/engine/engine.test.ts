@@ -208,8 +208,10 @@ async function play(engine: Engine, runner: FakeRunner, events: Event[], chunk: 
       engine.submit(job);
     } else if (action === 'fail step') throw new Error('step');
     else if (victim === undefined) return;
-    else if (action === 'cancel') (spoiled.add(victim), engine.cancel(victim));
-    else
+    else if (action === 'cancel') {
+      spoiled.add(victim);
+      engine.cancel(victim);
+    } else
       victim.onReceive = () => {
         spoiled.add(victim);
         throw new Error('a callback of the user failed');

@@ -11,9 +11,10 @@ namespace loza {
 // True: a is computed in float64 (up to 0.03 rad apart near position 1M).
 // cos and sin are evaluated in float64 either way.
 struct RopeTableParams {
-  Tensor table;                // f32 [rows, dim]
-  Tensor positions;            // i32 [rows]
-  Tensor inverse_frequencies;  // f32 [2, dim / 2]: row 0 + row 1 is the float64 value, row 0 its fp32
+  Tensor table;      // f32 [rows, dim]
+  Tensor positions;  // i32 [rows]
+  Tensor
+      inverse_frequencies;  // f32 [2, dim / 2]: row 0 + row 1 is the float64 value, row 0 its fp32
   float attention_scale = 1;
   bool exact_angles = false;
 
