@@ -146,8 +146,9 @@ napi_value run(napi_env env, napi_callback_info info) {
     Params params;
     read(arguments, params);
     arguments.done();
-    params.check();
-    arguments.stream().stream().ops().run(params);
+    Ops& ops = arguments.stream().stream().ops();
+    params.check(ops.activation());
+    ops.run(params);
   } catch (const Error& error) {
     napi_throw_error(env, error.code(), error.what());
   } catch (const std::exception& error) {

@@ -16,6 +16,7 @@ LOZA_FOR_EACH_OP(LOZA_DECLARE)
 class CpuOps final : public Ops {
  public:
   explicit CpuOps(CpuStream& stream) : stream_(stream) {}
+  DType activation() const override { return DType::kF32; }
 #define LOZA_DEFINE(Op)                                  \
   void run(const Op##Params& params) override {          \
     stream_.enqueue([params] { cpu::compute(params); }); \

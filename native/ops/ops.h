@@ -1,5 +1,6 @@
 // Ops: every operation, as one interface that each backend implements. An operation call checks its
 // shapes and enqueues work on the stream it belongs to; it never waits.
+// "act" in the contracts is the backend's type of activations: f32 on the CPU, bf16 on CUDA.
 #pragma once
 
 #include "ops/attention/attention.h"
@@ -45,6 +46,7 @@ namespace loza {
 class Ops {
  public:
   virtual ~Ops() = default;
+  virtual DType activation() const = 0;
 #define LOZA_DECLARE(Op) virtual void run(const Op##Params& params) = 0;
   LOZA_FOR_EACH_OP(LOZA_DECLARE)
 #undef LOZA_DECLARE

@@ -16,14 +16,14 @@ namespace loza {
 struct AttentionPrefillParams {
   Tensor out;       // f32 [rows, heads, value]
   Tensor lse;       // f32 [rows, heads]
-  Tensor q;         // f32 [rows, heads, nope + rope]
-  Tensor kv;        // f32 [keys, heads, nope + value], kv_b_proj of the latents
-  Tensor k_rope;    // f32 [keys, rope], rows may be strided
+  Tensor q;         // act [rows, heads, nope + rope]
+  Tensor kv;        // act [keys, heads, nope + value], kv_b_proj of the latents
+  Tensor k_rope;    // act [keys, rope], rows may be strided
   Tensor segments;  // i32 [segments, 6]
   float softmax_scale = 1;
   KeyRange range;
 
-  void check() const;
+  void check(DType act) const;
 };
 
 // Absorbed attention of a few new tokens a sequence over the paged latent cache.
@@ -33,8 +33,8 @@ struct AttentionPrefillParams {
 // layers get a short table. Rows with position -1 are padding: their output is zero.
 //   score(t, j) = softmax_scale * q . cache[slot(j)],  out = sum softmax(score) cache[slot(j)][0:latent]
 struct AttentionDecodeParams {
-  Tensor out;           // f32 [rows, heads, latent]
-  Tensor q;             // f32 [rows, heads, latent + rope]
+  Tensor out;           // act [rows, heads, latent]
+  Tensor q;             // act [rows, heads, latent + rope]
   Tensor cache;         // f32 | bf16 [slots, latent + rope]; slot = block * 128 + offset
   Tensor block_table;   // i32 [sequences, entries]
   Tensor first_local;   // i32 [sequences]
@@ -43,7 +43,7 @@ struct AttentionDecodeParams {
   float softmax_scale = 1;
   KeyRange range;
 
-  void check() const;
+  void check(DType act) const;
 };
 
 }  // namespace loza

@@ -10,10 +10,10 @@
 
 namespace loza {
 
-void AttentionDecodeParams::check() const {
-  expect("attention_decode: q", q, DType::kF32, -1, -1, -1);
+void AttentionDecodeParams::check(DType act) const {
+  expect("attention_decode: q", q, act, -1, -1, -1);
   const int64_t rows = q.dim(0), heads = q.dim(1), width = q.dim(2);
-  expect("attention_decode: out", out, DType::kF32, rows, heads, -1);
+  expect("attention_decode: out", out, act, rows, heads, -1);
   loza::check(out.dim(2) <= width, "attention_decode: out ", out, " is wider than q ", q);
   loza::check(cache && (cache.dtype == DType::kF32 || cache.dtype == DType::kBF16),
               "attention_decode: cache is ", cache);

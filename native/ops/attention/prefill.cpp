@@ -13,14 +13,14 @@
 
 namespace loza {
 
-void AttentionPrefillParams::check() const {
-  expect("attention_prefill: q", q, DType::kF32, -1, -1, -1);
+void AttentionPrefillParams::check(DType act) const {
+  expect("attention_prefill: q", q, act, -1, -1, -1);
   const int64_t rows = q.dim(0), heads = q.dim(1);
-  expect("attention_prefill: k_rope", k_rope, DType::kF32, -1, -1);
+  expect("attention_prefill: k_rope", k_rope, act, -1, -1);
   expect("attention_prefill: out", out, DType::kF32, rows, heads, -1);
   const int64_t nope = q.dim(2) - k_rope.dim(1);
   loza::check(nope > 0, "attention_prefill: q ", q, " is no wider than k_rope ", k_rope);
-  expect("attention_prefill: kv", kv, DType::kF32, k_rope.dim(0), heads, nope + out.dim(2));
+  expect("attention_prefill: kv", kv, act, k_rope.dim(0), heads, nope + out.dim(2));
   expect("attention_prefill: lse", lse, DType::kF32, rows, heads);
   expect("attention_prefill: segments", segments, DType::kI32, -1, 6);
   loza::check(softmax_scale > 0, "attention_prefill: softmax_scale is ", softmax_scale);

@@ -8,7 +8,7 @@
 
 namespace loza {
 
-void CastParams::check() const {
+void CastParams::check(DType /*act*/) const {
   loza::check(in && in.dtype != DType::kI32, "cast in: expected f32, bf16 or f8e4m3, got ", in);
   loza::check(out && (out.dtype == DType::kF32 || out.dtype == DType::kBF16) && out.rank == in.rank,
               "cast out: expected f32 or bf16 of the rank of ", in, ", got ", out);

@@ -11,7 +11,7 @@ struct CastParams {
   Tensor in;     // f32 | bf16 | f8e4m3
   Tensor scale;  // f32 [ceil(n / 128), ceil(k / 128)]; may be absent
 
-  void check() const;
+  void check(DType act) const;
 };
 
 }  // namespace loza

@@ -7,13 +7,13 @@
 
 namespace loza {
 
-void CombineParams::check() const {
+void CombineParams::check(DType act) const {
   expect("combine weights", weights, DType::kF32, -1, -1);
   const int64_t rows = weights.dim(0), slots = rows * weights.dim(1);
   expect("combine place", place, DType::kI32, slots);
-  expect("combine y", y, DType::kF32, slots, -1);
-  expect("combine out", out, DType::kF32, rows, y.dim(1));
-  if (identity) expect("combine identity", identity, DType::kF32, rows, y.dim(1));
+  expect("combine y", y, act, slots, -1);
+  expect("combine out", out, act, rows, y.dim(1));
+  if (identity) expect("combine identity", identity, act, rows, y.dim(1));
 }
 
 namespace cpu {

@@ -8,7 +8,7 @@
 
 namespace loza {
 
-void ExpertPlanParams::check() const {
+void ExpertPlanParams::check(DType /*act*/) const {
   expect("expert_plan ids", ids, DType::kI32, -1, -1);
   const int64_t slots = ids.dim(0) * ids.dim(1);
   expect("expert_plan order", order, DType::kI32, slots);

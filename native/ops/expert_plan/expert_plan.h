@@ -13,7 +13,7 @@ struct ExpertPlanParams {
   Tensor starts;  // i32 [experts + 1]
   Tensor ids;     // i32 [rows, top_k], from route
 
-  void check() const;
+  void check(DType act) const;
 };
 
 }  // namespace loza

@@ -6,7 +6,7 @@
 
 namespace loza {
 
-void FillParams::check() const {
+void FillParams::check(DType /*act*/) const {
   loza::check(out && out.contiguous() && out.dtype != DType::kF8E4M3,
               "fill out: expected contiguous f32, bf16 or i32, got ", out);
 }

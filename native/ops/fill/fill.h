@@ -9,7 +9,7 @@ struct FillParams {
   Tensor out;  // f32 | bf16 | i32, contiguous
   float value = 0;
 
-  void check() const;
+  void check(DType act) const;
 };
 
 }  // namespace loza

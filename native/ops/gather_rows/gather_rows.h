@@ -7,11 +7,11 @@ namespace loza {
 // out[i, :] = table[ids[i], :]. The token embedding, and the choice of rows that get logits.
 // An id outside the table fails the stream with ERR_LOZA_INVALID_ARG.
 struct GatherRowsParams {
-  Tensor out;    // f32 [rows, width]
+  Tensor out;    // act [rows, width]
   Tensor table;  // f32 | bf16 [entries, width]
   Tensor ids;    // i32 [rows]
 
-  void check() const;
+  void check(DType act) const;
 };
 
 }  // namespace loza

@@ -5,10 +5,10 @@
 
 namespace loza {
 
-void LatentLoadParams::check() const {
+void LatentLoadParams::check(DType act) const {
   cpu::expect_float("latent_load cache", cache, -1, -1);
   expect("latent_load slots", slots, DType::kI32, -1);
-  expect("latent_load out", out, DType::kF32, slots.dim(0), cache.dim(1));
+  expect("latent_load out", out, act, slots.dim(0), cache.dim(1));
 }
 
 namespace cpu {

@@ -7,11 +7,11 @@
 
 namespace loza {
 
-void LatentStoreParams::check() const {
+void LatentStoreParams::check(DType act) const {
   cpu::expect_float("latent_store weight", weight, -1);
   expect("latent_store rope_table", rope_table, DType::kF32, -1, -1);
   const int64_t rows = rope_table.dim(0), width = weight.dim(0) + rope_table.dim(1);
-  expect("latent_store kv", kv, DType::kF32, rows, width);
+  expect("latent_store kv", kv, act, rows, width);
   expect("latent_store slots", slots, DType::kI32, rows);
   cpu::expect_float("latent_store cache", cache, -1, width);
   loza::check(rope_table.dim(1) % 2 == 0, "latent_store rotates pairs, but the rope width is ",

@@ -9,14 +9,14 @@ namespace loza {
 // Slot -1 is padding: nothing is written.
 struct LatentStoreParams {
   Tensor cache;       // f32 | bf16 [slots, latent + rope]
-  Tensor kv;          // f32 [rows, latent + rope], the output of kv_a_proj_with_mqa
+  Tensor kv;          // act [rows, latent + rope], the output of kv_a_proj_with_mqa
   Tensor weight;      // f32 | bf16 [latent], kv_a_layernorm
   Tensor rope_table;  // f32 [rows, rope]
   Tensor slots;       // i32 [rows]
   float eps = 0;
   float scale = 1;  // LongCat's a_kv
 
-  void check() const;
+  void check(DType act) const;
 };
 
 }  // namespace loza

@@ -12,13 +12,13 @@ inline constexpr int64_t kScaleBlock = 128;
 // The sum over `in` runs in one fixed order whatever `rows` is: a row's result does not depend on
 // the batch around it.
 struct LinearParams {
-  Tensor out;     // f32 [rows, n], rows may be strided
-  Tensor x;       // f32 [rows, k], rows may be strided
+  Tensor out;     // act | f32 [rows, n], rows may be strided
+  Tensor x;       // act [rows, k], rows may be strided
   Tensor weight;  // f32 | bf16 | f8e4m3 [n, k]
   Tensor scale;   // f32 [ceil(n / 128), ceil(k / 128)]; only, and always, with f8e4m3
   bool accumulate = false;
 
-  void check() const;
+  void check(DType act) const;
 };
 
 }  // namespace loza

@@ -8,15 +8,15 @@
 
 namespace loza {
 
-void RopeTableParams::check() const {
+void RopeTableParams::check(DType /*act*/) const {
   expect("rope_table inverse_frequencies", inverse_frequencies, DType::kF32, 2, -1);
   expect("rope_table positions", positions, DType::kI32, -1);
   expect("rope_table table", table, DType::kF32, positions.dim(0), 2 * inverse_frequencies.dim(1));
 }
 
-void RopeParams::check() const {
+void RopeParams::check(DType act) const {
   expect("rope table", table, DType::kF32, -1, -1);
-  expect("rope x", x, DType::kF32, table.dim(0), -1, table.dim(1));
+  expect("rope x", x, act, table.dim(0), -1, table.dim(1));
   loza::check(table.dim(1) % 2 == 0, "rope rotates pairs, but its width is ", table.dim(1));
 }
 

@@ -18,15 +18,15 @@ struct RopeTableParams {
   float attention_scale = 1;
   bool exact_angles = false;
 
-  void check() const;
+  void check(DType act) const;
 };
 
 // Rotates interleaved pairs in place: (x[2p], x[2p + 1]) turns by angle p of its row.
 struct RopeParams {
-  Tensor x;      // f32 [rows, heads, dim], rows and heads may be strided
+  Tensor x;      // act [rows, heads, dim], rows and heads may be strided
   Tensor table;  // f32 [rows, dim], from RopeTableParams
 
-  void check() const;
+  void check(DType act) const;
 };
 
 }  // namespace loza

@@ -9,7 +9,7 @@
 
 namespace loza {
 
-void RouteParams::check() const {
+void RouteParams::check(DType /*act*/) const {
   expect("route ids", ids, DType::kI32, -1, -1);
   const int64_t rows = ids.dim(0), top_k = ids.dim(1);
   expect("route weights", weights, DType::kF32, rows, top_k);

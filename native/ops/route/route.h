@@ -26,7 +26,7 @@ struct RouteParams {
   bool normalize = false;
   float scale = 1;
 
-  void check() const;
+  void check(DType act) const;
 };
 
 }  // namespace loza

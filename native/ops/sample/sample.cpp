@@ -17,7 +17,7 @@ constexpr int64_t kMaskBits = 32;
 
 }  // namespace
 
-void SampleParams::check() const {
+void SampleParams::check(DType /*act*/) const {
   expect("sample logits", logits, DType::kF32, -1, -1);
   const int64_t rows = logits.dim(0), vocab = logits.dim(1);
   expect("sample tokens", tokens, DType::kI32, rows);

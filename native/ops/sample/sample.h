@@ -26,7 +26,7 @@ struct SampleParams {
   Tensor integers;      // i32 [rows, 4]: top_k (0 = off), seed low, seed high, counter
   Tensor seen;          // i32 [rows, ceil(vocab / 32)] bit mask; may be absent (no penalty)
 
-  void check() const;
+  void check(DType act) const;
 };
 
 }  // namespace loza

@@ -6,10 +6,10 @@
 
 namespace loza {
 
-void SwigluParams::check() const {
-  expect("swiglu gate", gate, DType::kF32, -1, -1);
-  expect("swiglu up", up, DType::kF32, gate.dim(0), gate.dim(1));
-  expect("swiglu out", out, DType::kF32, gate.dim(0), gate.dim(1));
+void SwigluParams::check(DType act) const {
+  expect("swiglu gate", gate, act, -1, -1);
+  expect("swiglu up", up, act, gate.dim(0), gate.dim(1));
+  expect("swiglu out", out, act, gate.dim(0), gate.dim(1));
 }
 
 namespace cpu {

@@ -6,11 +6,11 @@ namespace loza {
 
 // out = silu(gate) * up, silu(x) = x / (1 + exp(-x)).
 struct SwigluParams {
-  Tensor out;   // f32 [rows, width]; may be `gate` or `up`
-  Tensor gate;  // f32 [rows, width]
-  Tensor up;    // f32 [rows, width]
+  Tensor out;   // act [rows, width]; may be `gate` or `up`
+  Tensor gate;  // act [rows, width]
+  Tensor up;    // act [rows, width]
 
-  void check() const;
+  void check(DType act) const;
 };
 
 }  // namespace loza
