@@ -11,6 +11,7 @@ export type LozaErrorCode =
   | 'ERR_LOZA_ADDON_NOT_FOUND' // the compiled addon is missing or cannot be loaded
   | 'ERR_LOZA_DEVICE_UNAVAILABLE' // the asked device cannot be used
   | 'ERR_LOZA_OUT_OF_MEMORY' // an allocation failed
+  | 'ERR_LOZA_CUDA' // CUDA failed; after most such errors this process cannot use the GPU any more
   | 'ERR_LOZA_IO' // the operating system refused to read a file
   | 'ERR_LOZA_CLOSED' // the model, stream or device was closed
   | 'ERR_LOZA_ABORTED' // the caller's AbortSignal fired

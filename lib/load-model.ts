@@ -8,16 +8,16 @@ import {
 } from './checkpoint/streaming-config';
 import { WeightChecker, WeightLoader } from './checkpoint/weights';
 import { Engine } from './engine/engine';
-import { throwIfAborted } from './errors';
+import { LozaError, throwIfAborted } from './errors';
 import { blocksFor, groupRange, LayerGroup, type LayerGroupKind } from './kv/layer-group';
 import { extendRope, ropeTable, type RopeTable } from './layers/rope';
 import type { ResolvedLoadOptions } from './load-options';
 import type { ModelPlan } from './model/model';
 import { findFamily } from './model/registry';
-import type { NativeDeviceInfo } from './native/binding';
+import type { DeviceKind, NativeDeviceInfo } from './native/binding';
 import { Device, listDevices } from './native/device';
 import { Ops } from './native/ops';
-import type { DType } from './native/tensor';
+import { bytesPerElement, type DType } from './native/tensor';
 import type { BatchLimits } from './runner/batch';
 import { ModelRunner } from './runner/model-runner';
 import { attentionsOfKind, type RopeAngles } from './runner/step';
@@ -49,6 +49,8 @@ export interface LoadedModel {
 const copyBatchBytes = 64 * 2 ** 20;
 /** Bytes of expanded keys and values that a round may take. */
 const workspaceBytes = 64 * 2 ** 20;
+/** The largest KV budget that is taken unasked. */
+const mostDefaultTokens: Record<DeviceKind, number> = { cpu: 65_536, cuda: 131_072 };
 
 /** Reads config.json and the tensor headers, and checks that they fit each other. */
 export async function planLoad(
@@ -81,6 +83,7 @@ export async function loadModel(dir: string, options: ResolvedLoadOptions): Prom
   await checkScales(plan.checkpoint, options.signal);
   throwIfAborted(options.signal);
   const { info, note } = chooseDevice(options.device);
+  cacheType(info.kind, options.dtype);
   const device = new Device(info.kind);
   try {
     return await loadOnto(device, plan, options, info, note);
@@ -102,12 +105,14 @@ async function loadOnto(
   const loader = new WeightLoader(plan.checkpoint, device, ops);
   const built = model.build(loader, table.softmaxFactor);
   await copyWeights(loader, ops, options);
+  loader.finish();
 
-  const cacheDtype = options.dtype === 'bfloat16' ? 'bf16' : 'f32';
-  const maxTokens = options.maxTokens ?? Math.min(Math.max(maxPosition, 16_384), 65_536);
+  const cacheDtype = cacheType(device.kind, options.dtype);
+  const maxTokens =
+    options.maxTokens ?? Math.min(Math.max(maxPosition, 16_384), mostDefaultTokens[device.kind]);
   const groups = makeGroups(device, plan, options, cacheDtype, maxTokens);
   const angles = uploadAngles(device, ops, table, options.rope.exactAngles);
-  const limits = batchLimits(model, options);
+  const limits = batchLimits(model, options, bytesPerElement[device.activation]);
   const runner = new ModelRunner(ops, built, groups, angles, limits, model.mla.vocabSize);
   await ops.stream.synchronize();
   const engine = new Engine(runner, options);
@@ -126,6 +131,15 @@ function chooseDevice(wanted: ResolvedLoadOptions['device']): {
   const info = find(kind) as NativeDeviceInfo;
   const note = wanted === 'auto' && kind === 'cpu' ? cuda?.reason : undefined;
   return { info, note };
+}
+
+/** The kernels of a GPU read a bf16 cache. Throws ERR_LOZA_UNSUPPORTED. */
+function cacheType(kind: DeviceKind, dtype: ResolvedLoadOptions['dtype']): DType {
+  if (kind === 'cpu') return dtype === 'bfloat16' ? 'bf16' : 'f32';
+  if (dtype !== 'float32') return 'bf16';
+  const problem = `dtype must be 'auto' or 'bfloat16' on ${kind}, got 'float32'`;
+  const hint = "The KV cache of a GPU is bfloat16; device: 'cpu' can keep it in float32";
+  throw new LozaError('ERR_LOZA_UNSUPPORTED', problem, { value: dtype, hint });
 }
 
 async function copyWeights(
@@ -190,11 +204,16 @@ function uploadAngles(device: Device, ops: Ops, table: RopeTable, exact: boolean
  * Expanding a key costs latent * (nope + value) multiplications a head, once for all queries; then
  * each pair of query and key costs nope + rope + value instead of 2 * latent + rope.
  */
-function batchLimits({ mla }: ModelPlan, options: ResolvedLoadOptions): BatchLimits {
+function batchLimits(
+  { mla }: ModelPlan,
+  options: ResolvedLoadOptions,
+  elementBytes: number,
+): BatchLimits {
   const { heads, kvLoraRank, nopeDim, ropeDim, valueDim } = mla;
   const saved = 2 * kvLoraRank - nopeDim - valueDim;
   const breakEven = saved > 0 ? Math.ceil((kvLoraRank * (nopeDim + valueDim)) / saved) : Infinity;
-  const keys = workspaceBytes / (4 * (heads * (nopeDim + valueDim) + kvLoraRank + ropeDim));
+  const keys =
+    workspaceBytes / (elementBytes * (heads * (nopeDim + valueDim) + kvLoraRank + ropeDim));
   return {
     expandedMinTokens: options.expandedMinTokens ?? Math.max(2, breakEven),
     workspaceKeys: Math.min(Math.max(Math.floor(keys / 128), 2), 64) * 128,

@@ -13,9 +13,9 @@ export interface LoadOptions {
   device?: 'auto' | 'cpu' | 'cuda' | undefined;
   /** Which attentions stream: 'auto' as the checkpoint says, 'full' none, or a pattern of your own. */
   attention?: AttentionOption | undefined;
-  /** Type of the KV cache. 'auto' is float32 on the CPU, which computes in fp32 either way. */
+  /** Type of the KV cache. 'auto' is float32 on the CPU, which computes in fp32 either way; a GPU has bfloat16 only. */
   dtype?: 'auto' | 'float32' | 'bfloat16' | undefined;
-  /** Tokens that all sequences in flight may keep together: the KV budget. Default: the model's positions, within 16,384 and 65,536. */
+  /** Tokens that all sequences in flight may keep together: the KV budget. Default: the model's positions, within 16,384 and 65,536 (131,072 on a GPU). */
   maxTokens?: number | undefined;
   rope?: RopeOptions | undefined;
   /** Prompt tokens read in one step (default 512). */

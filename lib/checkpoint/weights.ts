@@ -13,14 +13,18 @@ const weightDtypes: Readonly<Record<string, DType>> = {
 };
 const scaleSuffix = '_scale_inv';
 const scaleBlock = 128;
+/** Bytes that are copied at a time where a device has memory of its own. */
+const pieceBytes = 32 * 2 ** 20;
 
 /** A model takes its weights by name and shape from here; what it takes is what it is checked for. */
 export interface WeightSource {
-  /** A matrix in the dtype it is stored in; f8e4m3 comes with its block scales. */
+  /** A matrix that the device multiplies by best: f32 becomes its type of activations. */
   matrix(name: string, rows: number, columns: number): Weight;
-  /** One matrix a name, stacked [names, rows, columns]; all in one dtype. */
+  /** A matrix in the dtype it is stored in; f8e4m3 comes with its block scales. */
+  exactMatrix(name: string, rows: number, columns: number): Weight;
+  /** One matrix a name, stacked [names, rows, columns]; all in one dtype, treated like `matrix`. */
   stack(names: readonly string[], rows: number, columns: number): Weight;
-  /** A matrix as plain f32 or bf16: f8e4m3 is dequantised to f32. */
+  /** Like `matrix`, but plain f32 or bf16: f8e4m3 is dequantised to the type of activations. */
   plainMatrix(name: string, rows: number, columns: number): Tensor;
   /** A vector, f32 or bf16. */
   vector(name: string, size: number): Tensor;
@@ -109,6 +113,10 @@ export class WeightChecker implements WeightSource {
     return { tensor: placeholder('f32', [rows, columns]) };
   }
 
+  exactMatrix(name: string, rows: number, columns: number): Weight {
+    return this.matrix(name, rows, columns);
+  }
+
   stack(names: readonly string[], rows: number, columns: number): Weight {
     const found = names.map((name) => this.lookup.find(name, [rows, columns]));
     const dtypes = new Set(found.flatMap((one) => one?.dtype ?? []));
@@ -153,12 +161,14 @@ interface Copy {
 
 /**
  * Loads a checked checkpoint: weights are views of the mapped files wherever they can be; stacks,
- * dequantised and misaligned tensors are copied, when `copies` are run.
+ * dequantised and misaligned tensors are copied, when `copies` are run. A device with memory of its
+ * own gets a copy of everything.
  */
 export class WeightLoader implements WeightSource {
   readonly copies: Copy[] = [];
   private readonly lookup: Lookup;
   private readonly files = new Map<string, Tensor>();
+  private readonly sources: Tensor[] = []; // views of the files that only copies use
 
   constructor(
     checkpoint: Checkpoint,
@@ -170,15 +180,27 @@ export class WeightLoader implements WeightSource {
       this.files.set(path, device.mapFile(path, bytes));
   }
 
+  /** Gives up the files that nothing reads any more; to be called when the copies were run. */
+  finish(): void {
+    if (this.device.readsMappedFiles) return;
+    for (const tensor of [...this.sources, ...this.files.values()]) this.device.release(tensor);
+  }
+
   matrix(name: string, rows: number, columns: number): Weight {
     const found = this.require(name, [rows, columns]);
-    const tensor = this.resident(found.entry, found.dtype);
-    return found.scale ? { tensor, scale: this.resident(found.scale, 'f32') } : { tensor };
+    if (!this.narrows(found.dtype)) return this.exact(found);
+    return { tensor: this.converted([found], [rows, columns]) };
+  }
+
+  exactMatrix(name: string, rows: number, columns: number): Weight {
+    return this.exact(this.require(name, [rows, columns]));
   }
 
   stack(names: readonly string[], rows: number, columns: number): Weight {
     const found = names.map((name) => this.require(name, [rows, columns]));
     const dtype = found[0]?.dtype ?? 'f32';
+    if (this.narrows(dtype))
+      return { tensor: this.converted(found, [names.length, rows, columns]) };
     const tensor = this.stackEntries(
       found.map((one) => one.entry),
       dtype,
@@ -188,11 +210,10 @@ export class WeightLoader implements WeightSource {
   }
 
   plainMatrix(name: string, rows: number, columns: number): Tensor {
-    const { tensor, scale } = this.matrix(name, rows, columns);
-    if (scale === undefined) return tensor;
-    const plain = this.device.allocate('f32', [rows, columns], 'weights');
-    this.copies.push({ bytes: tensor.bytes, run: () => this.ops.cast(plain, tensor, scale) });
-    return plain;
+    const found = this.require(name, [rows, columns]);
+    if (found.dtype === 'f8e4m3' || this.narrows(found.dtype))
+      return this.converted([found], [rows, columns]);
+    return this.resident(found.entry, found.dtype);
   }
 
   vector(name: string, size: number): Tensor {
@@ -214,6 +235,16 @@ export class WeightLoader implements WeightSource {
     throw new LozaError('ERR_LOZA_INTERNAL', `${name} was not checked before loading`);
   }
 
+  /** Whether a matrix gets smaller by taking the type of activations, which tensor cores want. */
+  private narrows(dtype: DType): boolean {
+    return dtype === 'f32' && this.device.activation !== 'f32';
+  }
+
+  private exact({ entry, dtype, scale }: Found): Weight {
+    const tensor = this.resident(entry, dtype);
+    return scale ? { tensor, scale: this.resident(scale, 'f32') } : { tensor };
+  }
+
   private stackEntries(entries: readonly TensorEntry[], dtype: DType): Tensor {
     const shape = entries[0]?.shape ?? [];
     const stack = this.device.allocate(dtype, [entries.length, ...shape], 'weights');
@@ -221,10 +252,60 @@ export class WeightLoader implements WeightSource {
     return stack;
   }
 
-  /** A view of the mapped file; a copy if the file puts the tensor where its dtype cannot be read. */
+  /** Matrices in the type of activations, one after the other; f8e4m3 ones are dequantised. */
+  private converted(found: readonly Found[], shape: readonly number[]): Tensor {
+    const dtype = this.device.activation;
+    const whole = this.device.allocate(dtype, shape, 'weights');
+    found.forEach((one, i) => {
+      const { shape: matrix } = one.entry;
+      const elements = matrix.reduce((product, extent) => product * extent, 1);
+      this.convert(whole.view(dtype, matrix, rowMajor(matrix), i * elements), one);
+    });
+    return whole;
+  }
+
+  private convert(to: Tensor, found: Found): void {
+    if (!this.device.readsMappedFiles) {
+      this.convertPieces(to, found);
+      return;
+    }
+    const { tensor, scale } = this.exact(found);
+    this.copies.push({ bytes: tensor.bytes, run: () => this.ops.cast(to, tensor, scale) });
+  }
+
+  /** Through the arena, some rows at a time: the device never holds the stored matrix. */
+  private convertPieces(to: Tensor, { entry, dtype, scale }: Found): void {
+    const [rows = 0, columns = 0] = entry.shape;
+    const rowBytes = columns * bytesPerElement[dtype];
+    const step = Math.max(Math.floor(pieceBytes / (rowBytes * scaleBlock)), 1) * scaleBlock;
+    for (let from = 0; from < rows; from += step) {
+      const count = Math.min(step, rows - from);
+      const target = to.slice(0, from, from + count);
+      const stored = this.staging(entry, dtype, from, count);
+      const scales =
+        scale && this.staging(scale, 'f32', from / scaleBlock, Math.ceil(count / scaleBlock));
+      const run = () =>
+        this.ops.arena.scope(() => this.ops.cast(target, stored(), scales && scales()));
+      this.copies.push({ bytes: count * rowBytes, run });
+    }
+  }
+
+  /** Brings some rows of a stored matrix into the arena, when called. */
+  private staging(entry: TensorEntry, dtype: DType, from: number, count: number): () => Tensor {
+    const [, columns = 0] = entry.shape;
+    const rowBytes = columns * bytesPerElement[dtype];
+    const source = this.source(entry, from * rowBytes, count * rowBytes);
+    return () => {
+      const staged = this.ops.arena.allocate(dtype, [count, columns]);
+      this.ops.stream.upload(staged.view('f8e4m3', source.shape, [1], 0), source);
+      return staged;
+    };
+  }
+
+  /** A view of the mapped file; a copy where that cannot be read. */
   private resident(entry: TensorEntry, dtype: DType): Tensor {
     const size = bytesPerElement[dtype];
-    if (entry.begin % size === 0)
+    if (this.device.readsMappedFiles && entry.begin % size === 0)
       return this.file(entry).view(dtype, entry.shape, rowMajor(entry.shape), entry.begin / size);
     const copy = this.device.allocate(dtype, entry.shape, 'weights');
     this.copyBytes(copy, 0, entry);
@@ -232,10 +313,21 @@ export class WeightLoader implements WeightSource {
   }
 
   private copyBytes(to: Tensor, offset: number, entry: TensorEntry): void {
-    const bytes = entry.end - entry.begin;
-    const target = to.view('f8e4m3', [bytes], [1], offset);
-    const source = this.file(entry).view('f8e4m3', [bytes], [1], entry.begin);
-    this.copies.push({ bytes, run: () => this.ops.stream.upload(target, source) });
+    const all = entry.end - entry.begin;
+    const step = this.device.readsMappedFiles ? Math.max(all, 1) : pieceBytes;
+    for (let from = 0; from < all; from += step) {
+      const bytes = Math.min(step, all - from);
+      const target = to.view('f8e4m3', [bytes], [1], offset + from);
+      const source = this.source(entry, from, bytes);
+      this.copies.push({ bytes, run: () => this.ops.stream.upload(target, source) });
+    }
+  }
+
+  /** Bytes of a stored tensor in its file. */
+  private source(entry: TensorEntry, offset: number, bytes: number): Tensor {
+    const source = this.file(entry).view('f8e4m3', [bytes], [1], entry.begin + offset);
+    this.sources.push(source);
+    return source;
   }
 
   private file(entry: TensorEntry): Tensor {

@@ -12,6 +12,7 @@ import { oneLine } from './format';
 import { registerGenerate } from './generate';
 import { registerInfo } from './info';
 import { registerInspect } from './inspect';
+import { registerSelftest } from './selftest';
 import { registerVerify } from './verify';
 
 const examples = `
@@ -45,6 +46,7 @@ function buildProgram(context: Context): Command {
   registerChat(program, context);
   registerInspect(program, context);
   registerVerify(program, context);
+  registerSelftest(program, context);
   registerInfo(program, context);
   registerDemo(program, context);
   registerBench(program, context);

@@ -15,7 +15,7 @@ const silent: Progress = { update: () => {}, stop: () => {} };
 export function startProgress(
   context: Context,
   title: string,
-  unit: 'tokens' | 'bytes' | 'runs' = 'tokens',
+  unit: 'tokens' | 'bytes' | 'runs' | 'cases' = 'tokens',
 ): Progress {
   if (!context.watched) return silent;
   const show = (value: number) => (unit === 'bytes' ? formatBytes(value) : formatCount(value));

@@ -40,7 +40,7 @@ export class Experts {
     const choices = experts + zeroExperts;
     const names = (projection: string) =>
       Array.from({ length: experts }, (_, e) => `${prefix}experts.${e}.${projection}_proj.weight`);
-    this.classifier = weights.matrix(prefix + router.classifier, choices, hidden);
+    this.classifier = weights.exactMatrix(prefix + router.classifier, choices, hidden);
     this.bias =
       router.bias === undefined ? undefined : weights.floatVector(prefix + router.bias, choices);
     this.gate = weights.stack(names('gate'), width, hidden);
@@ -51,7 +51,7 @@ export class Experts {
   /** Adds the result to `residual`. h and residual: [rows, hidden]. */
   addTo(residual: Tensor, ops: Ops, h: Tensor): void {
     const { experts, zeroExperts, router } = this.shape;
-    const { ids, weights } = ops.route(ops.linear(h, this.classifier), this.bias, router);
+    const { ids, weights } = ops.route(ops.linearFloat(h, this.classifier), this.bias, router);
     const plan = ops.expertPlan(ids, experts);
     const gate = ops.groupedLinear(h, this.gate, plan, router.topK);
     const up = ops.groupedLinear(h, this.up, plan, router.topK);

@@ -93,7 +93,7 @@ export class Mla {
       this.scales.latent,
     );
 
-    const out = ops.float(rows, heads, valueDim);
+    const out = ops.float(rows, heads, valueDim); // rounds are merged in it
     if (absorbedRows > 0) {
       this.absorbed(step, attention, q.slice(0, 0, absorbedRows), out.slice(0, 0, absorbedRows));
     }
@@ -105,7 +105,8 @@ export class Mla {
         out.slice(0, absorbedRows, rows),
       );
     }
-    ops.addLinear(residual, out.reshape(rows, heads * valueDim), this.output);
+    const merged = ops.toActivation(out.reshape(rows, heads * valueDim));
+    ops.addLinear(residual, merged, this.output);
   }
 
   private query(ops: Ops, h: Tensor): Tensor {
@@ -123,7 +124,7 @@ export class Mla {
     const { ops } = step;
     const { heads, kvLoraRank, nopeDim, ropeDim } = this.config;
     const width = kvLoraRank + ropeDim;
-    const query = ops.float(q.dim(0), heads, width);
+    const query = ops.activation(q.dim(0), heads, width);
     ops.headLinear(query.slice(2, 0, kvLoraRank), q.slice(2, 0, nopeDim), this.absorbKey);
     ops.cast(query.slice(2, kvLoraRank, width), q.slice(2, nopeDim, nopeDim + ropeDim));
     const latent = ops.attentionDecode(

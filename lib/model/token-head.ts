@@ -26,8 +26,9 @@ export class TokenHead {
     return ops.gatherRows(this.embedding, tokens);
   }
 
-  /** [rows, hidden] to [rows, vocabulary]. */
+  /** [rows, hidden] to f32 [rows, vocabulary]. */
   logits(ops: Ops, hidden: Tensor): Tensor {
-    return ops.linear(ops.rmsNorm(hidden, this.norm, this.config.rmsNormEps), this.projection);
+    const normed = ops.rmsNorm(hidden, this.norm, this.config.rmsNormEps);
+    return ops.linearFloat(normed, this.projection);
   }
 }

@@ -29,6 +29,16 @@ export class Device {
     this.native = native(() => new (addon().Device)(kind));
   }
 
+  /** The type that activations have here; "act" in the contracts of native/ops. */
+  get activation(): DType {
+    return this.kind === 'cuda' ? 'bf16' : 'f32';
+  }
+
+  /** Whether operations can read weights in the mapped file, without a copy. */
+  get readsMappedFiles(): boolean {
+    return this.kind === 'cpu';
+  }
+
   /** A tensor that lives until released. Throws ERR_LOZA_OUT_OF_MEMORY. */
   allocate(dtype: DType, shape: readonly number[], purpose: Purpose): Tensor {
     const handle = native(() =>
@@ -53,7 +63,10 @@ export class Device {
   }
 
   makeStream(): Stream {
-    return new Stream(native(() => this.native.stream()));
+    return new Stream(
+      native(() => this.native.stream()),
+      this.activation,
+    );
   }
 
   /** Bytes held now, by purpose, and the largest sum so far. */
@@ -94,7 +107,11 @@ export class Arena {
 
 /** An ordered queue of work; see native/core/stream.h. */
 export class Stream {
-  constructor(readonly native: NativeStream) {}
+  constructor(
+    readonly native: NativeStream,
+    /** The type that activations have on its device. */
+    readonly activation: DType,
+  ) {}
 
   /** Copies host data into a contiguous tensor, in stream order; the array may be reused at once. */
   write(to: Tensor, from: TypedArray): void {

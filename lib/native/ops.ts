@@ -89,6 +89,11 @@ export class Ops {
     return this.arena.allocate('f32', shape);
   }
 
+  /** A tensor of the device's type of activations: f32 on the CPU, bf16 on CUDA. */
+  activation(...shape: number[]): Tensor {
+    return this.arena.allocate(this.stream.activation, shape);
+  }
+
   integers(...shape: number[]): Tensor {
     return this.arena.allocate('i32', shape);
   }
@@ -102,13 +107,20 @@ export class Ops {
 
   /** out[i] = table[ids[i]]. */
   gatherRows(table: Tensor, ids: Tensor): Tensor {
-    const out = this.float(ids.dim(0), table.dim(1));
+    const out = this.activation(ids.dim(0), table.dim(1));
     this.run.GatherRows(out, table, ids);
     return out;
   }
 
   /** x Wᵀ. */
   linear(x: Tensor, weight: Weight): Tensor {
+    const out = this.activation(x.dim(0), weight.tensor.dim(0));
+    this.run.Linear(out, x, weight.tensor, weight.scale, false);
+    return out;
+  }
+
+  /** x Wᵀ in f32, whatever the type of activations: logits. */
+  linearFloat(x: Tensor, weight: Weight): Tensor {
     const out = this.float(x.dim(0), weight.tensor.dim(0));
     this.run.Linear(out, x, weight.tensor, weight.scale, false);
     return out;
@@ -125,7 +137,7 @@ export class Ops {
   }
 
   rmsNorm(x: Tensor, weight: Tensor, eps: number, scale = 1): Tensor {
-    const out = this.float(x.dim(0), x.dim(1));
+    const out = this.activation(x.dim(0), x.dim(1));
     this.run.RmsNorm(out, x, weight, eps, scale);
     return out;
   }
@@ -160,7 +172,7 @@ export class Ops {
   }
 
   latentLoad(cache: Tensor, slots: Tensor): Tensor {
-    const out = this.float(slots.dim(0), cache.dim(1));
+    const out = this.activation(slots.dim(0), cache.dim(1));
     this.run.LatentLoad(out, cache, slots);
     return out;
   }
@@ -201,7 +213,7 @@ export class Ops {
     softmaxScale: number,
     range: KeyRange,
   ): Tensor {
-    const out = this.float(q.dim(0), q.dim(1), latent);
+    const out = this.activation(q.dim(0), q.dim(1), latent);
     this.run.AttentionDecode(
       out,
       q,
@@ -259,7 +271,7 @@ export class Ops {
 
   /** Each expert's matrix on its rows; with `topK`, x is read through the plan's order. */
   groupedLinear(x: Tensor, weight: Weight, plan: ExpertPlan, topK?: number): Tensor {
-    const out = this.float(plan.order.dim(0), weight.tensor.dim(1));
+    const out = this.activation(plan.order.dim(0), weight.tensor.dim(1));
     const order = topK === undefined ? undefined : plan.order;
     this.run.GroupedLinear(out, x, weight.tensor, weight.scale, plan.starts, order, topK ?? 1);
     return out;
@@ -298,6 +310,14 @@ export class Ops {
   /** Converts (and, with a scale, dequantises) into a tensor the caller gives. */
   cast(out: Tensor, input: Tensor, scale?: Tensor): void {
     this.run.Cast(out, input, scale);
+  }
+
+  /** x itself if it has the type of activations, else a copy that has. */
+  toActivation(x: Tensor): Tensor {
+    if (x.dtype === this.stream.activation) return x;
+    const out = this.activation(...x.shape);
+    this.cast(out, x);
+    return out;
   }
 
   fill(out: Tensor, value: number): void {

@@ -8,8 +8,30 @@
 
 #include "core/cpu_device.h"
 #include "core/cpu_stream.h"
+#ifdef LOZA_HAVE_CUDA
+#include "cuda/cuda_device.h"
+#endif
 
 namespace loza {
+
+#ifndef LOZA_HAVE_CUDA
+namespace {
+
+DeviceInfo probe_cuda() {
+  return {
+      .kind = "cuda",
+      .name = "CUDA",
+      .usable = false,
+      .reason = "this build has no CUDA kernels: build where nvcc is found, or with LOZA_CUDA=ON",
+      .cores = 0,
+      .memory_bytes = 0};
+}
+
+// Never reached: the probe says that there is none.
+std::unique_ptr<Device> open_cuda_device() { return nullptr; }
+
+}  // namespace
+#endif
 
 namespace {
 
@@ -55,15 +77,6 @@ DeviceInfo probe_cpu() {
           .memory_bytes = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGE_SIZE)};
 }
 
-DeviceInfo probe_cuda() {
-  return {.kind = "cuda",
-          .name = "CUDA",
-          .usable = false,
-          .reason = "this version of loza has no CUDA backend yet",
-          .cores = 0,
-          .memory_bytes = 0};
-}
-
 }  // namespace
 
 BufferPtr CpuDevice::allocate(size_t bytes, Purpose purpose) {
@@ -78,9 +91,10 @@ std::vector<DeviceInfo> probe_devices() { return {probe_cpu(), probe_cuda()}; }
 
 std::unique_ptr<Device> open_device(const std::string& kind) {
   if (kind == "cpu") return std::make_unique<CpuDevice>();
-  for (const DeviceInfo& info : probe_devices())
-    if (info.kind == kind) fail(code::kDeviceUnavailable, "device ", kind, ": ", info.reason);
-  fail(code::kDeviceUnavailable, "no device is called ", kind);
+  if (kind != "cuda") fail(code::kDeviceUnavailable, "no device is called ", kind);
+  const DeviceInfo info = probe_cuda();
+  if (!info.usable) fail(code::kDeviceUnavailable, "device ", kind, ": ", info.reason);
+  return open_cuda_device();
 }
 
 }  // namespace loza

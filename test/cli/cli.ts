@@ -8,7 +8,9 @@ export const golden = (name: string) => path.join(root, 'test', 'golden', name);
 
 const program = path.join(root, 'dist', 'cli', 'main.js');
 
-export const commands = ['generate', 'chat', 'inspect', 'verify', 'info', 'demo', 'bench'];
+export const commands = [
+  ...['generate', 'chat', 'inspect', 'verify', 'selftest', 'info', 'demo', 'bench'],
+];
 
 export interface Outcome {
   code: number | null;

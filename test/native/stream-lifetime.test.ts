@@ -5,10 +5,10 @@ import { Worker } from 'node:worker_threads';
 import { Device, type Arena, type Graph, type Stream } from '../../lib/native/device';
 import { Ops } from '../../lib/native/ops';
 import type { Tensor } from '../../lib/native/tensor';
-import { compareBits } from '../support/compare';
+import { compareBits } from '../../lib/selftest/compare';
 import { forEachDevice } from '../support/devices';
 import { expectLozaError, lozaErrorOf } from '../support/errors';
-import { Random } from '../support/random';
+import { Random } from '../../lib/selftest/random';
 
 interface Bench {
   device: Device;

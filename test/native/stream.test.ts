@@ -1,10 +1,10 @@
 import { Device, type Arena, type Stream } from '../../lib/native/device';
 import { Ops } from '../../lib/native/ops';
 import type { Tensor } from '../../lib/native/tensor';
-import { compareBits } from '../support/compare';
+import { compareBits } from '../../lib/selftest/compare';
 import { forEachDevice } from '../support/devices';
 import { expectLozaError } from '../support/errors';
-import { Random } from '../support/random';
+import { Random } from '../../lib/selftest/random';
 
 interface Bench {
   device: Device;

@@ -3,7 +3,7 @@ import { Ops } from '../../lib/native/ops';
 import { rowMajor, type Tensor } from '../../lib/native/tensor';
 import { forEachDevice } from '../support/devices';
 import { lozaErrorOf } from '../support/errors';
-import { Random } from '../support/random';
+import { Random } from '../../lib/selftest/random';
 
 test.each([
   [[], []],

@@ -4,7 +4,7 @@ import type { Sequence } from '../../lib/engine/sequence';
 import { groupRange, LayerGroup } from '../../lib/kv/layer-group';
 import type { Device } from '../../lib/native/device';
 import type { ModelRunner, StepOutput, StepWork } from '../../lib/runner/model-runner';
-import { Random } from './random';
+import { Random } from '../../lib/selftest/random';
 
 const device = { allocate: () => ({}) } as unknown as Device;
 const pattern = { sinkBlocks: 1, localBlocks: 2 };

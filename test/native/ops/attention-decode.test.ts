@@ -5,16 +5,16 @@ import {
   decodeScale,
   slotOf,
   type DecodeCase,
-} from '../../support/cases/attention-decode';
-import { visibleKeys, zigzag } from '../../support/cases/key-range';
-import { compare, compareBits } from '../../support/compare';
-import { forEachDevice, type Lab } from '../../support/devices';
+} from '../../../lib/selftest/cases/attention-decode';
+import { visibleKeys, zigzag } from '../../../lib/selftest/cases/key-range';
+import { compare, compareBits } from '../../../lib/selftest/compare';
+import { forEachDevice, testDataChecks, type Lab } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
-import { host } from '../../support/host-tensor';
-import { Random } from '../../support/random';
+import { host } from '../../../lib/selftest/host-tensor';
+import { Random } from '../../../lib/selftest/random';
 import { sweep } from '../../support/sweep';
 
-const base = { name: '', heads: 2, latent: 16, rope: 8, cache: 'f32' } as const;
+const base = { name: '', heads: 2, latent: 16, rope: 8, cache: 'act' } as const;
 
 async function decode(lab: Lab, c: DecodeCase, inputs: ReturnType<typeof decodeInputs>) {
   const results = await lab.run((ops) => attentionDecode.run(ops, lab.uploadAll(inputs), c));
@@ -24,10 +24,10 @@ async function decode(lab: Lab, c: DecodeCase, inputs: ReturnType<typeof decodeI
 /** The keys of each block that a query at `t` sees: with equal scores, the mean of one-hot rows. */
 async function keysPerBlock(lab: Lab, range: KeyRange, t: number, shortTable: boolean) {
   const c: DecodeCase = {
-    ...{ name: '', heads: 1, latent: 32, rope: 2, cache: 'f32', range, shortTable },
+    ...{ name: '', heads: 1, latent: 32, rope: 2, cache: 'act', range, shortTable },
     sequences: [{ length: t + 1, queries: 1 }],
   };
-  const inputs = decodeInputs(c, new Random('mask'));
+  const inputs = decodeInputs(c, new Random('mask'), lab.activation);
   inputs.q.values.fill(0);
   for (const key of visibleKeys(range, t)) {
     const row = slotOf(c, inputs, 0, key) * 34;
@@ -84,7 +84,11 @@ forEachDevice('attention_decode', (lab) => {
       { length: 1024, queries: 3 },
       { length: 500, queries: 1 },
     ];
-    const inputs = decodeInputs({ ...base, sequences, range: fullRange }, new Random('cover'));
+    const inputs = decodeInputs(
+      { ...base, sequences, range: fullRange },
+      new Random('cover'),
+      lab.activation,
+    );
     const full = await decode(lab, { ...base, sequences, range: fullRange }, inputs);
     inputs.first.values.fill(1);
     const streaming = await decode(lab, { ...base, sequences, range: zigzag }, inputs);
@@ -98,7 +102,7 @@ forEachDevice('attention_decode', (lab) => {
       { length: 90, queries: 1 },
     ];
     const c: DecodeCase = { ...base, sequences, range: zigzag, shortTable: true };
-    const inputs = decodeInputs(c, new Random('tables'));
+    const inputs = decodeInputs(c, new Random('tables'), lab.activation);
     const short = await decode(lab, c, inputs);
     const [sequenceCount, entries] = [sequences.length, 14];
     const table = new Int32Array(sequenceCount * entries).fill(-3);
@@ -121,7 +125,7 @@ forEachDevice('attention_decode', (lab) => {
       queries: 1 + (i % 3),
     }));
     const c: DecodeCase = { ...base, heads: 8, sequences, range: zigzag, shortTable: true };
-    const inputs = decodeInputs(c, new Random('batch'));
+    const inputs = decodeInputs(c, new Random('batch'), lab.activation);
     const all = await decode(lab, c, inputs);
     const width = c.heads * (c.latent + c.rope);
     for (let b = 0; b < sequences.length; b++) {
@@ -137,7 +141,7 @@ forEachDevice('attention_decode', (lab) => {
         const alone = await decode(lab, c, {
           ...inputs,
           q: host(
-            'f32',
+            lab.activation,
             [count, c.heads, c.latent + c.rope],
             inputs.q.values.subarray(rows[0] * width, rows[1] * width),
           ),
@@ -162,20 +166,22 @@ forEachDevice('attention_decode', (lab) => {
 
   test('scores far apart do not overflow', async () => {
     const c: DecodeCase = { ...base, sequences: [{ length: 700, queries: 1 }], range: fullRange };
-    const inputs = decodeInputs(c, new Random('large'));
+    const inputs = decodeInputs(c, new Random('large'), lab.activation);
     for (let i = 0; i < inputs.q.values.length; i++) inputs.q.values[i]! *= 3000;
     const out = await decode(lab, c, inputs);
     const reference = attentionDecode.reference(c, inputs)['out']!;
-    compare('out', out, reference, [1, c.heads, c.latent], { relative: 1e-4 });
+    compare('out', out, reference, [1, c.heads, c.latent], {
+      relative: lab.activation === 'bf16' ? 1e-2 : 1e-4,
+    });
   });
 
   const broken = (change: (inputs: ReturnType<typeof decodeInputs>) => void) => {
     const c: DecodeCase = { ...base, sequences: [{ length: 200, queries: 2 }], range: fullRange };
-    const inputs = decodeInputs(c, new Random('broken'));
+    const inputs = decodeInputs(c, new Random('broken'), lab.activation);
     change(inputs);
     return decode(lab, c, inputs);
   };
-  test.each<[string, (inputs: ReturnType<typeof decodeInputs>) => void]>([
+  testDataChecks(lab).each<[string, (inputs: ReturnType<typeof decodeInputs>) => void]>([
     ['a needed table entry outside the cache', ({ table }) => (table.values[1] = 1_000_000)],
     ['a needed table entry that is negative', ({ table }) => (table.values[0] = -1)],
     ['a position behind the table', ({ positions }) => (positions.values[1] = 100_000)],
@@ -188,7 +194,7 @@ forEachDevice('attention_decode', (lab) => {
     const run = () =>
       lab.runOne((ops) => {
         const view = { blockTable: ops.integers(1, 1), firstLocal: ops.integers(1) };
-        const [q, cache] = [ops.float(1, 2, 24), ops.float(128, 25)];
+        const [q, cache] = [ops.activation(1, 2, 24), ops.activation(128, 25)];
         return ops.attentionDecode(
           q,
           cache,

@@ -1,8 +1,8 @@
-import { cast } from '../../support/cases/cast';
-import { compareBits } from '../../support/compare';
+import { cast } from '../../../lib/selftest/cases/cast';
+import { compareBits } from '../../../lib/selftest/compare';
 import { forEachDevice } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
-import { decodeF8, floatOf, host, roundToBf16 } from '../../support/host-tensor';
+import { decodeF8, floatOf, host, roundToBf16 } from '../../../lib/selftest/host-tensor';
 import { sweep } from '../../support/sweep';
 
 forEachDevice('cast', (lab) => {

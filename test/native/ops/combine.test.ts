@@ -1,7 +1,7 @@
-import { combine } from '../../support/cases/combine';
-import { forEachDevice } from '../../support/devices';
+import { combine } from '../../../lib/selftest/cases/combine';
+import { forEachDevice, testDataChecks } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
-import { host } from '../../support/host-tensor';
+import { host } from '../../../lib/selftest/host-tensor';
 import { sweep } from '../../support/sweep';
 
 forEachDevice('combine', (lab) => {
@@ -9,17 +9,17 @@ forEachDevice('combine', (lab) => {
 
   const run = (place: number[]) =>
     lab.run((ops) => {
-      const [out, y, weights] = [ops.float(1, 4), ops.float(2, 4), ops.float(1, 2)];
+      const [out, y, weights] = [ops.activation(1, 4), ops.activation(2, 4), ops.float(1, 2)];
       const places = lab.upload(host('i32', [place.length], place));
       ops.combine(out, y, { order: places, place: places, starts: places }, weights, undefined);
       return { out };
     });
 
-  test('a zero expert without identity fails the stream', async () => {
+  testDataChecks(lab)('a zero expert without identity fails the stream', async () => {
     await expectLozaError(() => run([0, -1]), 'ERR_LOZA_INTERNAL', /identity is absent/);
   });
 
-  test('a place outside y fails the stream', async () => {
+  testDataChecks(lab)('a place outside y fails the stream', async () => {
     await expectLozaError(() => run([0, 2]), 'ERR_LOZA_INTERNAL', /place 2 is outside/);
   });
 

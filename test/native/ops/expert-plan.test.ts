@@ -1,13 +1,13 @@
-import { expertPlan } from '../../support/cases/expert-plan';
-import { forEachDevice } from '../../support/devices';
+import { expertPlan } from '../../../lib/selftest/cases/expert-plan';
+import { forEachDevice, testDataChecks } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
-import { host } from '../../support/host-tensor';
+import { host } from '../../../lib/selftest/host-tensor';
 import { sweep } from '../../support/sweep';
 
 forEachDevice('expert_plan', (lab) => {
   sweep(lab, expertPlan);
 
-  test('a negative id fails the stream', async () => {
+  testDataChecks(lab)('a negative id fails the stream', async () => {
     const ids = host('i32', [1, 2], [0, -1]);
     await expectLozaError(
       () => lab.run((ops) => ({ ...ops.expertPlan(lab.upload(ids), 4) })),

@@ -1,7 +1,7 @@
-import { gatherRows } from '../../support/cases/gather-rows';
-import { forEachDevice } from '../../support/devices';
+import { gatherRows } from '../../../lib/selftest/cases/gather-rows';
+import { forEachDevice, testDataChecks } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
-import { host } from '../../support/host-tensor';
+import { host } from '../../../lib/selftest/host-tensor';
 import { sweep } from '../../support/sweep';
 
 forEachDevice('gather_rows', (lab) => {
@@ -13,7 +13,7 @@ forEachDevice('gather_rows', (lab) => {
       return ops.gatherRows(table, lab.upload(host('i32', [ids.length], ids)));
     });
 
-  test.each([-1, 3, 2 ** 31 - 1, -(2 ** 31)])(
+  testDataChecks(lab).each([-1, 3, 2 ** 31 - 1, -(2 ** 31)])(
     'id %i outside the table fails the stream',
     async (id) => {
       await expectLozaError(

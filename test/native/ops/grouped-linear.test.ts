@@ -1,9 +1,9 @@
-import { groupedLinear } from '../../support/cases/grouped-linear';
-import { forEachDevice } from '../../support/devices';
+import { groupedLinear } from '../../../lib/selftest/cases/grouped-linear';
+import { forEachDevice, testDataChecks } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
-import { host } from '../../support/host-tensor';
-import { compareBits } from '../../support/compare';
-import { Random } from '../../support/random';
+import { host } from '../../../lib/selftest/host-tensor';
+import { compareBits } from '../../../lib/selftest/compare';
+import { Random } from '../../../lib/selftest/random';
 import { sweep } from '../../support/sweep';
 
 forEachDevice('grouped_linear', (lab) => {
@@ -11,7 +11,7 @@ forEachDevice('grouped_linear', (lab) => {
 
   const run = (starts: number[], order: number[] = [0, 1, 2, 3], topK = 1) =>
     lab.runOne((ops) => {
-      const [x, weight] = [ops.float(4, 8), ops.float(2, 3, 8)];
+      const [x, weight] = [ops.activation(4, 8), ops.float(2, 3, 8)];
       for (const tensor of [x, weight]) ops.fill(tensor, 1);
       const plan = {
         order: lab.upload(host('i32', [order.length], order)),
@@ -34,7 +34,7 @@ forEachDevice('grouped_linear', (lab) => {
     const product = (from: number, to: number) =>
       lab.runOne((ops) => {
         const count = to - from;
-        const input = lab.upload(host('f32', [count, k], x.subarray(from * k, to * k)));
+        const input = lab.upload(host(lab.activation, [count, k], x.subarray(from * k, to * k)));
         const plan = {
           order: lab.upload(
             host(
@@ -63,7 +63,7 @@ forEachDevice('grouped_linear', (lab) => {
       );
   });
 
-  test.each([
+  testDataChecks(lab).each([
     ['starts that fall', [0, 3, 2], [0, 1, 2, 3]],
     ['starts behind the end', [0, 3, 5], [0, 1, 2, 3]],
     ['an order outside x', [0, 1, 2], [0, 4, 0, 0]],

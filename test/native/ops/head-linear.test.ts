@@ -1,9 +1,9 @@
-import { headLinear } from '../../support/cases/head-linear';
-import { compareBits } from '../../support/compare';
+import { headLinear } from '../../../lib/selftest/cases/head-linear';
+import { compareBits } from '../../../lib/selftest/compare';
 import { forEachDevice } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
-import { host } from '../../support/host-tensor';
-import { Random } from '../../support/random';
+import { host } from '../../../lib/selftest/host-tensor';
+import { Random } from '../../../lib/selftest/random';
 import { sweep } from '../../support/sweep';
 
 forEachDevice('head_linear', (lab) => {
@@ -19,9 +19,13 @@ forEachDevice('head_linear', (lab) => {
       const product = (from: number, to: number) =>
         lab.runOne((ops) => {
           const input = lab.upload(
-            host('f32', [to - from, heads, k], x.subarray(from * heads * k, to * heads * k)),
+            host(
+              lab.activation,
+              [to - from, heads, k],
+              x.subarray(from * heads * k, to * heads * k),
+            ),
           );
-          const out = ops.float(to - from, heads, n);
+          const out = ops.activation(to - from, heads, n);
           const stored = lab.upload(weight);
           ops.headLinear(
             out,
@@ -48,9 +52,9 @@ forEachDevice('head_linear', (lab) => {
 
   test('writes into a view', async () => {
     const out = await lab.runOne((ops) => {
-      const whole = ops.float(2, 2, 5);
+      const whole = ops.activation(2, 2, 5);
       ops.fill(whole, 7);
-      const [x, weight] = [ops.float(2, 2, 3), ops.float(2, 2, 3)];
+      const [x, weight] = [ops.activation(2, 2, 3), ops.float(2, 2, 3)];
       for (const tensor of [x, weight]) ops.fill(tensor, 1);
       ops.headLinear(whole.slice(2, 1, 3), x, weight);
       return whole;
@@ -64,8 +68,8 @@ forEachDevice('head_linear', (lab) => {
   ])('%s: refused', async (_, x, weight) => {
     const run = () =>
       lab.runOne((ops) => {
-        const out = ops.float(2, 3, 5);
-        ops.headLinear(out, ops.float(...x), ops.float(...weight));
+        const out = ops.activation(2, 3, 5);
+        ops.headLinear(out, ops.activation(...x), ops.float(...weight));
         return out;
       });
     await expectLozaError(run, 'ERR_LOZA_INTERNAL', /head_linear: x/);

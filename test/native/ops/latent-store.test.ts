@@ -1,7 +1,7 @@
-import { latentLoad, latentStore } from '../../support/cases/latent-store';
-import { forEachDevice } from '../../support/devices';
+import { latentStore } from '../../../lib/selftest/cases/latent-store';
+import { forEachDevice, testDataChecks } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
-import { host } from '../../support/host-tensor';
+import { host } from '../../../lib/selftest/host-tensor';
 import { sweep } from '../../support/sweep';
 
 forEachDevice('latent_store', (lab) => {
@@ -9,8 +9,8 @@ forEachDevice('latent_store', (lab) => {
 
   const store = (slots: number[], rope = 2) =>
     lab.run((ops) => {
-      const cache = lab.upload(host('f32', [4, 6], new Float32Array(24)));
-      const [kv, weight] = [ops.float(slots.length, 6), ops.float(4)];
+      const cache = lab.upload(host(lab.activation, [4, 6], new Float32Array(24)));
+      const [kv, weight] = [ops.activation(slots.length, 6), ops.float(4)];
       for (const tensor of [kv, weight]) ops.fill(tensor, 1);
       const table = ops.float(slots.length, rope);
       ops.latentStore(
@@ -25,26 +25,19 @@ forEachDevice('latent_store', (lab) => {
       return { cache };
     });
 
-  test.each([4, -2, 2 ** 31 - 1])('slot %i outside the cache fails the stream', async (slot) => {
-    await expectLozaError(
-      () => store([0, slot]),
-      'ERR_LOZA_INTERNAL',
-      /outside a cache of 4 slots/,
-    );
-    await expect(store([1])).resolves.toBeDefined();
-  });
+  testDataChecks(lab).each([4, -2, 2 ** 31 - 1])(
+    'slot %i outside the cache fails the stream',
+    async (slot) => {
+      await expectLozaError(
+        () => store([0, slot]),
+        'ERR_LOZA_INTERNAL',
+        /outside a cache of 4 slots/,
+      );
+      await expect(store([1])).resolves.toBeDefined();
+    },
+  );
 
   test('a rope table of another width is refused', async () => {
     await expectLozaError(() => store([0], 4), 'ERR_LOZA_INTERNAL', /latent_store kv/);
-  });
-});
-
-forEachDevice('latent_load', (lab) => {
-  sweep(lab, latentLoad);
-
-  test.each([-1, 4])('slot %i outside the cache fails the stream', async (slot) => {
-    const run = () =>
-      lab.runOne((ops) => ops.latentLoad(ops.float(4, 6), lab.upload(host('i32', [1], [slot]))));
-    await expectLozaError(run, 'ERR_LOZA_INTERNAL', /outside a cache of 4 slots/);
   });
 });

@@ -1,9 +1,9 @@
-import { linear, randomWeight, type WeightType } from '../../support/cases/linear';
-import { compareBits } from '../../support/compare';
+import { linear, randomWeight, type WeightType } from '../../../lib/selftest/cases/linear';
+import { compareBits } from '../../../lib/selftest/compare';
 import { forEachDevice } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
-import { host } from '../../support/host-tensor';
-import { Random } from '../../support/random';
+import { host } from '../../../lib/selftest/host-tensor';
+import { Random } from '../../../lib/selftest/random';
 import { sweep } from '../../support/sweep';
 
 forEachDevice('linear', (lab) => {
@@ -18,7 +18,9 @@ forEachDevice('linear', (lab) => {
       const { weight, scale } = randomWeight(random, dtype, [n, k]);
       const product = (from: number, to: number) =>
         lab.runOne((ops) => {
-          const input = lab.upload(host('f32', [to - from, k], x.subarray(from * k, to * k)));
+          const input = lab.upload(
+            host(lab.activation, [to - from, k], x.subarray(from * k, to * k)),
+          );
           const tensor = lab.upload(weight);
           return ops.linear(input, scale ? { tensor, scale: lab.upload(scale) } : { tensor });
         });
@@ -53,7 +55,7 @@ forEachDevice('linear', (lab) => {
       lab.runOne((ops) => {
         const tensor = ops.arena.allocate(dtype, weight);
         return ops.linear(
-          ops.float(...x),
+          ops.activation(...x),
           scale ? { tensor, scale: ops.float(...scale) } : { tensor },
         );
       });

@@ -1,9 +1,9 @@
-import { rmsNormCases } from '../../support/cases/rms-norm';
-import { compareBits } from '../../support/compare';
+import { rmsNormCases } from '../../../lib/selftest/cases/rms-norm';
+import { compareBits } from '../../../lib/selftest/compare';
 import { forEachDevice } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
-import { host } from '../../support/host-tensor';
-import { Random } from '../../support/random';
+import { host } from '../../../lib/selftest/host-tensor';
+import { Random } from '../../../lib/selftest/random';
 import { sweep } from '../../support/sweep';
 
 forEachDevice('rms_norm', (lab) => {
@@ -11,7 +11,7 @@ forEachDevice('rms_norm', (lab) => {
 
   test('in place gives the same bits', async () => {
     const random = new Random('in place');
-    const x = host('f32', [7, 100], random.normals(700));
+    const x = host(lab.activation, [7, 100], random.normals(700));
     const weight = host('bf16', [100], random.normals(100));
     const apart = await lab.runOne((ops) => {
       return ops.rmsNorm(lab.upload(x), lab.upload(weight), 1e-5, 2);
@@ -29,7 +29,9 @@ forEachDevice('rms_norm', (lab) => {
     ['x of rank 1', [8], [8]],
   ])('%s is refused', async (_, x, weight) => {
     const run = () =>
-      lab.runOne((ops) => ops.rmsNorm(ops.float(...x, 1).reshape(...x), ops.float(...weight), 0));
+      lab.runOne((ops) =>
+        ops.rmsNorm(ops.activation(...x, 1).reshape(...x), ops.float(...weight), 0),
+      );
     await expectLozaError(run, 'ERR_LOZA_INTERNAL', /./);
   });
 });

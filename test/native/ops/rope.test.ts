@@ -1,7 +1,7 @@
-import { inverseFrequencies, rope, ropeTable } from '../../support/cases/rope';
+import { inverseFrequencies, rope, ropeTable } from '../../../lib/selftest/cases/rope';
 import { forEachDevice } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
-import { host } from '../../support/host-tensor';
+import { host } from '../../../lib/selftest/host-tensor';
 import { sweep } from '../../support/sweep';
 
 forEachDevice('rope_table', (lab) => {
@@ -34,7 +34,7 @@ forEachDevice('rope', (lab) => {
   test('a table of another row count is refused', async () => {
     const run = () =>
       lab.run((ops) => {
-        ops.rope(ops.float(3, 2, 8), ops.float(2, 8));
+        ops.rope(ops.activation(3, 2, 8), ops.float(2, 8));
         return {};
       });
     await expectLozaError(run, 'ERR_LOZA_INTERNAL', /rope x/);

@@ -1,8 +1,8 @@
 import type { RouterOptions } from '../../../lib/native/ops';
-import { route } from '../../support/cases/route';
+import { route } from '../../../lib/selftest/cases/route';
 import { forEachDevice } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
-import { host } from '../../support/host-tensor';
+import { host } from '../../../lib/selftest/host-tensor';
 import { sweep } from '../../support/sweep';
 
 const options: RouterOptions = {

@@ -6,12 +6,12 @@ import {
   sample,
   seenMask,
   type SampleSettings,
-} from '../../support/cases/sample';
-import { compare } from '../../support/compare';
-import { forEachDevice } from '../../support/devices';
+} from '../../../lib/selftest/cases/sample';
+import { compare } from '../../../lib/selftest/compare';
+import { forEachDevice, testDataChecks } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
-import { host } from '../../support/host-tensor';
-import { Random } from '../../support/random';
+import { host } from '../../../lib/selftest/host-tensor';
+import { Random } from '../../../lib/selftest/random';
 import { sweep } from '../../support/sweep';
 
 const plain: SampleSettings = { ...greedy, temperature: 1, seed: 42 };
@@ -190,7 +190,7 @@ forEachDevice('sample', (lab) => {
     }
   });
 
-  test.each([
+  testDataChecks(lab).each([
     ['NaN', [0, NaN, 1], /produced NaN logits/],
     ['NaN in the first place', [NaN, 0, 1], /produced NaN logits/],
     ['+inf', [0, Infinity, 1], /produced infinite logits/],
@@ -204,7 +204,7 @@ forEachDevice('sample', (lab) => {
       );
   });
 
-  test.each<Partial<SampleSettings>>([
+  testDataChecks(lab).each<Partial<SampleSettings>>([
     { temperature: NaN },
     { temperature: -1 },
     { topP: NaN },

@@ -1,0 +1,119 @@
+import type { DeviceKind } from '../../native/binding';
+import { host, roundToBf16 } from '../host-tensor';
+import { defineCases } from './operation';
+import { rmsNorm } from './rms-norm';
+import { inverseFrequencies, ropeAngles, rotate } from './rope';
+
+interface StoreCase {
+  name: string;
+  /** 'act': of the type of activations. */
+  cache: 'f32' | 'bf16' | 'act';
+  weight: 'f32' | 'bf16';
+  rows: number;
+  slots: number;
+  latent: number;
+  rope: number;
+  scale: number;
+  padded?: boolean; // every third row is padding: slot -1
+}
+
+const eps = 1e-5;
+
+/** Why a case with this cache is left out. */
+export function skipFloatCache(
+  cache: 'f32' | 'bf16' | 'act',
+  kind: DeviceKind,
+): string | undefined {
+  return cache === 'f32' && kind === 'cuda' ? 'the KV cache is bf16 on CUDA' : undefined;
+}
+
+export const latentStore = defineCases({
+  operation: 'latent_store',
+  cases: [
+    {
+      name: 'smallest',
+      cache: 'act',
+      weight: 'f32',
+      rows: 1,
+      slots: 1,
+      latent: 1,
+      rope: 2,
+      scale: 1,
+    },
+    {
+      name: 'LongCat in f32',
+      cache: 'f32',
+      weight: 'bf16',
+      rows: 20,
+      slots: 256,
+      latent: 512,
+      rope: 64,
+      scale: Math.sqrt(12),
+      padded: true,
+    },
+    {
+      name: 'LongCat in bf16',
+      cache: 'bf16',
+      weight: 'bf16',
+      rows: 150,
+      slots: 256,
+      latent: 512,
+      rope: 64,
+      scale: Math.sqrt(12),
+      padded: true,
+    },
+    {
+      name: 'odd sizes',
+      cache: 'bf16',
+      weight: 'f32',
+      rows: 9,
+      slots: 30,
+      latent: 37,
+      rope: 6,
+      scale: 1,
+    },
+  ] as StoreCase[],
+  skip: ({ cache }, kind) => skipFloatCache(cache, kind),
+  inputs: (c, random, act) => {
+    const width = c.latent + c.rope;
+    const positions = random.integers(c.rows, 100000);
+    const slots = random.permutation(c.slots).slice(0, c.rows);
+    return {
+      cache: host(
+        c.cache === 'act' ? act : c.cache,
+        [c.slots, width],
+        random.normals(c.slots * width),
+      ),
+      kv: host(act, [c.rows, width], random.normals(c.rows * width), 3),
+      weight: host(c.weight, [c.latent], random.normals(c.latent)),
+      table: host(
+        'f32',
+        [c.rows, c.rope],
+        ropeAngles(positions, inverseFrequencies(c.rope, 1e7), false),
+      ),
+      slots: host(
+        'i32',
+        [c.rows],
+        slots.map((slot, row) => (c.padded && row % 3 === 1 ? -1 : slot)),
+      ),
+    };
+  },
+  run: (ops, { cache, kv, weight, table, slots }, c) => {
+    ops.latentStore(cache, kv, weight, table, slots, eps, c.scale);
+    return { cache };
+  },
+  reference: (c, { cache, kv, weight, table, slots }) => {
+    const width = c.latent + c.rope;
+    const out = Float64Array.from(cache.values);
+    slots.values.forEach((slot, row) => {
+      if (slot === -1) return;
+      const x = kv.values.subarray(row * width, (row + 1) * width);
+      const angles = table.values.subarray(row * c.rope, (row + 1) * c.rope);
+      out.set(rmsNorm(x, weight.values, eps, Math.fround(c.scale)), slot * width);
+      out.set(rotate(x.subarray(c.latent), angles), slot * width + c.latent);
+    });
+    return { cache: cache.dtype === 'bf16' ? out.map(roundToBf16) : out };
+  },
+  // In bf16, values beside the middle of two may round the other way: the few are one unit off.
+  tolerance: (c) => ({ relative: c.cache === 'bf16' ? 1e-4 : 5e-7 }),
+});

@@ -1,0 +1,111 @@
+// Pinned host memory that copies between the host and the GPU go through, so that they run in stream
+// order and nobody waits for them.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <array>
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "core/parallel.h"
+
+namespace loza::cuda {
+
+// A block of pinned memory of its own.
+class Pinned {
+ public:
+  explicit Pinned(size_t bytes);
+  ~Pinned();
+  Pinned(const Pinned&) = delete;
+  Pinned& operator=(const Pinned&) = delete;
+
+  std::byte* data() const { return data_; }
+
+ private:
+  std::byte* data_ = nullptr;
+};
+
+// An event for waiting on, not for timing.
+class Event {
+ public:
+  Event();
+  ~Event();
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  void record(cudaStream_t stream);
+  // Returns at once when nothing was recorded.
+  cudaError_t wait() const { return cudaEventSynchronize(event_); }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+// Blocks that are used again once their owner lets go of them: what reads arrive in, and what large
+// writes leave from. Any thread.
+class PinnedPool : public std::enable_shared_from_this<PinnedPool> {
+ public:
+  std::shared_ptr<std::byte> take(size_t bytes);
+
+ private:
+  static constexpr size_t kMinBytes = size_t{4} << 10;
+  static constexpr size_t kMaxSmallBytes = size_t{256} << 10;  // parts of a slab, powers of two
+  static constexpr size_t kSlabBytes = size_t{2} << 20;
+  static constexpr size_t kLargeStep = size_t{2} << 20;
+  static constexpr size_t kMaxKeptBytes = size_t{256} << 20;  // large blocks kept for later
+
+  std::shared_ptr<std::byte> take_small(size_t bytes);
+  std::shared_ptr<std::byte> take_large(size_t bytes);
+
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<Pinned>> slabs_;
+  std::map<size_t, std::vector<std::byte*>> small_;
+  std::map<size_t, std::vector<std::unique_ptr<Pinned>>> large_;
+  size_t kept_bytes_ = 0;
+};
+
+// Where small writes leave from: a ring whose segments are fenced by an event each. Waits only when
+// the GPU is a whole ring behind.
+class WriteRing {
+ public:
+  static constexpr size_t kMaxBytes = size_t{256} << 10;
+
+  // Copies to the device; `from` may be reused at return.
+  void copy(void* to, const void* from, size_t bytes, cudaStream_t stream);
+
+ private:
+  static constexpr size_t kSegments = 8;
+  static constexpr size_t kSegmentBytes = size_t{1} << 20;
+
+  std::byte* reserve(size_t bytes, cudaStream_t stream);
+
+  Pinned memory_{kSegments * kSegmentBytes};
+  std::array<Event, kSegments> passed_;
+  size_t segment_ = 0;
+  size_t used_ = 0;
+};
+
+// Where weights leave from: one half is filled from the file while the other is on its way. Waits
+// for the half that it fills, no longer.
+class Uploader {
+ public:
+  Uploader();
+  void copy(void* to, const void* from, size_t bytes, cudaStream_t stream);
+
+ private:
+  static constexpr size_t kHalfBytes = size_t{32} << 20;
+
+  struct Half {
+    Pinned memory{kHalfBytes};
+    Event sent;
+  };
+  std::array<Half, 2> halves_;
+  size_t next_ = 0;
+  ThreadPool readers_;  // page faults of a mapped file keep one core from filling the bus
+};
+
+}  // namespace loza::cuda

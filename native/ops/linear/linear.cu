@@ -1,0 +1,426 @@
+// out = x W^T, or out += x W^T. Four ways, by what limits them:
+//   few rows          the gemv kernel below: reads W once, at the speed of memory
+//   bf16 weights      the matrix library
+//   f8 weights, many rows: converted to bf16 a panel of columns at a time, then the matrix library
+//   everything else   the tiles of gemm_tile.cuh
+#include "ops/linear/linear.h"
+
+#include <algorithm>
+
+#include "cuda/cuda_ops.h"
+#include "cuda/gemm_tile.cuh"
+#include "cuda/matrix_library.h"
+
+namespace loza::cuda {
+namespace {
+
+constexpr const char* kName = "linear";
+
+// ---- gemv --------------------------------------------------------------------------------------
+// A warp computes kColumns columns of kRows rows. Its lanes walk k in steps of 16 bytes of W each;
+// for small n, `split` warps of the CTA share the walk and their sums are added in a fixed order.
+// Which values of k a lane adds, and in which order, depends on n and k alone.
+// Grid: x = columns, y = groups of kRows rows.
+
+template <class Weight_, int kRows_, int kColumns_, bool kAligned_>
+struct GemvTraits {
+  using Weight = Weight_;
+  static constexpr int kRows = kRows_, kColumns = kColumns_;
+  static constexpr bool kAligned = kAligned_;  // 16-byte loads, k a multiple of kVector
+  static constexpr int kVector = 16 / static_cast<int>(sizeof(Weight));  // values a load of W
+  static constexpr int kPart = kVector < 8 ? kVector : 8;  // values multiplied at once
+  static constexpr int kWarps = 8, kThreads = 32 * kWarps;
+  static constexpr int kSums = kRows * kColumns;
+  static_assert(kWarps * kSums <= kThreads);
+};
+
+struct GemvStorage {
+  float sums[256];  // [warp][row][column]
+};
+
+struct GemvParams {
+  const Bf16* x;       // [rows, k]
+  const void* weight;  // [n, k]
+  const float* scale;  // f32 [ceil(n / 128), ceil(k / 128)]; f8e4m3 only
+  void* out;           // bf16 | f32 [rows, n]
+  int64_t x_stride, weight_stride, scale_stride, out_stride;
+  int rows, n, k;
+  int split;  // warps a column; a power of two
+  bool out_is_f32, accumulate;
+};
+
+// A vector of W as it lies in memory; zeros from `count` on.
+template <class T>
+__device__ inline uint4 load_weight(const typename T::Weight* from, int count) {
+  if constexpr (T::kAligned) return __ldg(reinterpret_cast<const uint4*>(from));
+  constexpr int kBytes = static_cast<int>(sizeof(typename T::Weight));
+  const auto* bytes = reinterpret_cast<const unsigned char*>(from);
+  uint32_t words[4] = {};
+#pragma unroll
+  for (int i = 0; i < 16; i++)
+    if (i < count * kBytes) words[i / 4] |= static_cast<uint32_t>(bytes[i]) << (i % 4 * 8);
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+__device__ inline float2 widen_bf16x2(uint32_t bits) {
+  return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
+}
+
+// Part `part` of a vector of W, as fp32.
+template <class T>
+__device__ inline void widen_weight(float (&to)[T::kPart], const uint4& vector, int part,
+                                    float scale) {
+  using Weight = typename T::Weight;
+  const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
+#pragma unroll
+  for (int i = 0; i < T::kPart; i += 2) {
+    float2 pair;
+    if constexpr (std::is_same_v<Weight, Bf16>) {
+      pair = widen_bf16x2(words[i / 2]);
+    } else if constexpr (std::is_same_v<Weight, F8>) {
+      const uint32_t word = words[part * 2 + i / 4];
+      pair = widen_f8x2(i % 4 == 0 ? word & 0xffffu : word >> 16);
+      pair = make_float2(pair.x * scale, pair.y * scale);
+    } else {
+      pair = make_float2(__uint_as_float(words[i]), __uint_as_float(words[i + 1]));
+    }
+    to[i] = pair.x;
+    to[i + 1] = pair.y;
+  }
+}
+
+template <class T>
+__device__ inline void load_x(float (&to)[T::kPart], const Bf16* from, int count) {
+  uint32_t words[T::kPart / 2] = {};
+  if constexpr (T::kAligned && T::kPart == 8) {
+    const uint4 vector = __ldg(reinterpret_cast<const uint4*>(from));
+    words[0] = vector.x, words[1] = vector.y, words[2] = vector.z, words[3] = vector.w;
+  } else if constexpr (T::kAligned) {
+    const uint2 vector = __ldg(reinterpret_cast<const uint2*>(from));
+    words[0] = vector.x, words[1] = vector.y;
+  } else {
+    const auto* bits = reinterpret_cast<const uint16_t*>(from);
+#pragma unroll
+    for (int i = 0; i < T::kPart; i++)
+      if (i < count) words[i / 2] |= static_cast<uint32_t>(bits[i]) << (i % 2 * 16);
+  }
+#pragma unroll
+  for (int i = 0; i < T::kPart; i += 2) {
+    const float2 pair = widen_bf16x2(words[i / 2]);
+    to[i] = pair.x;
+    to[i + 1] = pair.y;
+  }
+}
+
+template <class T>
+using GemvSums = float[T::kRows][T::kColumns];
+
+// Adds the products of one vector of each column. Rows and columns past the end repeat the last
+// one, so that every load is of something; their sums are not stored.
+template <class T>
+__device__ inline void add_products(GemvSums<T>& sums, const GemvParams& params, int first_row,
+                                    int first_column, int k) {
+  using Weight = typename T::Weight;
+  uint4 vectors[T::kColumns];
+  float scales[T::kColumns];
+#pragma unroll
+  for (int c = 0; c < T::kColumns; c++) {
+    const int column = min(first_column + c, params.n - 1);
+    vectors[c] = load_weight<T>(
+        static_cast<const Weight*>(params.weight) + column * params.weight_stride + k,
+        params.k - k);
+    scales[c] = 1;
+    if constexpr (std::is_same_v<Weight, F8>)
+      scales[c] = __ldg(params.scale + column / kScaleBlock * params.scale_stride +
+                        k / static_cast<int>(kScaleBlock));
+  }
+#pragma unroll
+  for (int part = 0; part < T::kVector / T::kPart; part++) {
+    float weight[T::kColumns][T::kPart];
+#pragma unroll
+    for (int c = 0; c < T::kColumns; c++) widen_weight<T>(weight[c], vectors[c], part, scales[c]);
+#pragma unroll
+    for (int r = 0; r < T::kRows; r++) {
+      const int64_t row = min(first_row + r, params.rows - 1);
+      const int from = k + part * T::kPart;
+      float x[T::kPart];
+      load_x<T>(x, params.x + row * params.x_stride + from, params.k - from);
+#pragma unroll
+      for (int c = 0; c < T::kColumns; c++)
+#pragma unroll
+        for (int i = 0; i < T::kPart; i++) sums[r][c] += x[i] * weight[c][i];
+    }
+  }
+}
+
+__device__ inline float sum_of_warp(float value) {
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2)
+    value += __shfl_xor_sync(0xffffffffu, value, distance);
+  return value;
+}
+
+// One thread a sum: adds what the warps of its column group have, in order, and stores it.
+template <class T>
+__device__ inline void store_sums(const GemvStorage& shared, const GemvParams& params) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int groups = T::kWarps / params.split;
+  if (thread >= groups * T::kSums) return;
+  const int group = thread / T::kSums, item = thread % T::kSums;
+  const int row = static_cast<int>(blockIdx.y) * T::kRows + item / T::kColumns;
+  const int column =
+      (static_cast<int>(blockIdx.x) * groups + group) * T::kColumns + item % T::kColumns;
+  if (row >= params.rows || column >= params.n) return;
+  float sum = 0;
+  for (int i = 0; i < params.split; i++)
+    sum += shared.sums[(group * params.split + i) * T::kSums + item];
+  const int64_t offset = row * params.out_stride + column;
+  if (params.out_is_f32) {
+    float* out = static_cast<float*>(params.out) + offset;
+    *out = params.accumulate ? *out + sum : sum;
+  } else {
+    Bf16* out = static_cast<Bf16*>(params.out) + offset;
+    *out = __float2bfloat16_rn(params.accumulate ? __bfloat162float(*out) + sum : sum);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(T::kThreads)
+    gemv_kernel(const __grid_constant__ GemvParams params) {
+  __shared__ GemvStorage shared;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int groups = T::kWarps / params.split;
+  const int group = static_cast<int>(blockIdx.x) * groups + warp / params.split;
+  const int first_row = static_cast<int>(blockIdx.y) * T::kRows;
+  GemvSums<T> sums = {};
+  if (group * T::kColumns < params.n) {
+    const int first = (warp % params.split * 32 + lane) * T::kVector;
+    const int step = params.split * 32 * T::kVector;
+#pragma unroll(T::kRows <= 2 ? 2 : 1)
+    for (int k = first; k < params.k; k += step)
+      add_products<T>(sums, params, first_row, group * T::kColumns, k);
+  }
+#pragma unroll
+  for (int r = 0; r < T::kRows; r++) {
+#pragma unroll
+    for (int c = 0; c < T::kColumns; c++) {
+      const float sum = sum_of_warp(sums[r][c]);
+      if (lane == 0) shared.sums[warp * T::kSums + r * T::kColumns + c] = sum;
+    }
+  }
+  __syncthreads();
+  store_sums<T>(shared, params);
+}
+
+template <class T>
+void launch_gemv(const GemvParams& params, cudaStream_t stream) {
+  const int columns = T::kWarps / params.split * T::kColumns;
+  const dim3 grid(static_cast<unsigned>((params.n + columns - 1) / columns),
+                  static_cast<unsigned>((params.rows + T::kRows - 1) / T::kRows));
+  gemv_kernel<T><<<grid, T::kThreads, 0, stream>>>(params);
+  check_launch(kName);
+}
+
+// Enough warps to keep memory busy: sixteen a multiprocessor, if k can be shared among so many.
+template <class Weight>
+int split_of(int64_t n, int64_t k, int multiprocessors) {
+  constexpr int kMost = 8, kColumns = 4;
+  const int64_t wanted = int64_t{16} * multiprocessors;
+  const int64_t step = 32 * 16 / static_cast<int64_t>(sizeof(Weight));
+  int split = 1;
+  while (split < kMost && n / kColumns * split < wanted && 2 * split * step <= k) split *= 2;
+  return split;
+}
+
+template <class Weight>
+void run_gemv(const LinearParams& params, CudaStream& stream) {
+  const Tensor &x = params.x, &weight = params.weight, &out = params.out;
+  const int64_t n = weight.dim(0), k = weight.dim(1), rows = x.dim(0);
+  const GemvParams gemv{.x = x.as<const Bf16>(),
+                        .weight = weight.data,
+                        .scale = params.scale.as<const float>(),
+                        .out = out.data,
+                        .x_stride = x.stride(0),
+                        .weight_stride = weight.stride(0),
+                        .scale_stride = params.scale ? params.scale.stride(0) : 0,
+                        .out_stride = out.stride(0),
+                        .rows = static_cast<int>(rows),
+                        .n = static_cast<int>(n),
+                        .k = static_cast<int>(k),
+                        .split = split_of<Weight>(n, k, stream.multiprocessors()),
+                        .out_is_f32 = out.dtype == DType::kF32,
+                        .accumulate = params.accumulate};
+  const cudaStream_t handle = stream.handle();
+  constexpr int64_t kVector = 16 / static_cast<int64_t>(sizeof(Weight));
+  if (!rows_aligned(x, 16, 1) || !rows_aligned(weight, 16, 1) || k % kVector != 0)
+    return launch_gemv<GemvTraits<Weight, 4, 2, false>>(gemv, handle);
+  if (rows == 1) return launch_gemv<GemvTraits<Weight, 1, 4, true>>(gemv, handle);
+  if (rows == 2) return launch_gemv<GemvTraits<Weight, 2, 4, true>>(gemv, handle);
+  if (rows <= 4) return launch_gemv<GemvTraits<Weight, 4, 4, true>>(gemv, handle);
+  launch_gemv<GemvTraits<Weight, 8, 4, true>>(gemv, handle);
+}
+
+// ---- f8 weights to bf16 ------------------------------------------------------------------------
+// Grid: one thread a chunk of 16 values of a panel of columns.
+
+struct WidenTraits {
+  static constexpr int kChunk = 16, kThreads = 256;
+};
+
+struct WidenParams {
+  Bf16* out;           // [columns, k]
+  const F8* weight;    // [columns, k]
+  const float* scale;  // f32 [ceil(columns / 128), ceil(k / 128)]
+  int64_t weight_stride, scale_stride;
+  int64_t columns, k;  // k a multiple of 16
+};
+
+__global__ void __launch_bounds__(WidenTraits::kThreads)
+    widen_kernel(const __grid_constant__ WidenParams params) {
+  const int64_t chunks = params.k / WidenTraits::kChunk;
+  const int64_t index = int64_t{blockIdx.x} * WidenTraits::kThreads + threadIdx.x;
+  const int64_t column = index / chunks, k = index % chunks * WidenTraits::kChunk;
+  if (column >= params.columns) return;
+  const F8* from = params.weight + column * params.weight_stride + k;
+  const int64_t block = column / kScaleBlock * params.scale_stride + k / kScaleBlock;
+  uint4 wide[2];
+  widen_chunk(wide, __ldg(reinterpret_cast<const uint4*>(from)), __ldg(params.scale + block));
+  uint4* to = reinterpret_cast<uint4*>(params.out + column * params.k + k);
+  to[0] = wide[0];
+  to[1] = wide[1];
+}
+
+// Panels of this size leave most of what the product is about to read in L2 or near it, and give
+// it columns enough to fill the device.
+constexpr int64_t kPanelBytes = int64_t{64} << 20;
+
+// How many columns from the first on were computed: all of them, or those before the panel that
+// the library refused.
+int64_t run_widened(const LinearParams& params, CudaStream& stream) {
+  const Tensor &x = params.x, &weight = params.weight, &out = params.out;
+  const int64_t n = weight.dim(0), k = weight.dim(1);
+  MatrixLibrary& library = stream.matrix_library();
+  if (!library.available() || !rows_aligned(weight, 16, 1) || k % WidenTraits::kChunk != 0)
+    return 0;
+  const int64_t panels = (n * k * 2 + kPanelBytes - 1) / kPanelBytes;
+  const int64_t blocks = (n + kScaleBlock - 1) / kScaleBlock;
+  const int64_t width = (blocks + panels - 1) / panels * kScaleBlock;
+  const auto panel_bytes = static_cast<size_t>(std::min(width, n) * k * 2);
+  auto* panel = reinterpret_cast<Bf16*>(stream.scratch(MatrixLibrary::scratch_bytes(panel_bytes)));
+  for (int64_t first = 0; first < n; first += width) {
+    const int64_t columns = std::min(width, n - first);
+    const int64_t chunks = columns * (k / WidenTraits::kChunk);
+    const auto ctas = (chunks + WidenTraits::kThreads - 1) / WidenTraits::kThreads;
+    widen_kernel<<<static_cast<unsigned>(ctas), WidenTraits::kThreads, 0, stream.handle()>>>(
+        {.out = panel,
+         .weight = weight.as<const F8>() + first * weight.stride(0),
+         .scale = params.scale.as<const float>() + first / kScaleBlock * params.scale.stride(0),
+         .weight_stride = weight.stride(0),
+         .scale_stride = params.scale.stride(0),
+         .columns = columns,
+         .k = k});
+    check_launch(kName);
+    if (!library.matmul({.out = out.as<char>() + first * size_of(out.dtype),
+                         .x = x.data,
+                         .weight = panel,
+                         .rows = x.dim(0),
+                         .n = columns,
+                         .k = k,
+                         .out_stride = out.stride(0),
+                         .x_stride = x.stride(0),
+                         .weight_stride = k,
+                         .out_type = out.dtype,
+                         .accumulate = params.accumulate,
+                         .scratch_in_use = panel_bytes}))
+      return first;
+  }
+  return n;
+}
+
+// ---- the other ways ----------------------------------------------------------------------------
+
+bool run_library(const LinearParams& params, CudaStream& stream) {
+  const Tensor &x = params.x, &weight = params.weight, &out = params.out;
+  return stream.matrix_library().matmul({.out = out.data,
+                                         .x = x.data,
+                                         .weight = weight.data,
+                                         .rows = x.dim(0),
+                                         .n = weight.dim(0),
+                                         .k = weight.dim(1),
+                                         .out_stride = out.stride(0),
+                                         .x_stride = x.stride(0),
+                                         .weight_stride = weight.stride(0),
+                                         .out_type = out.dtype,
+                                         .accumulate = params.accumulate});
+}
+
+// The columns from `first` on, a multiple of 128.
+DenseParams dense_of(const LinearParams& params, int64_t first) {
+  const Tensor &x = params.x, &weight = params.weight, &scale = params.scale, &out = params.out;
+  return {
+      .x = x.as<const Bf16>(),
+      .weight = weight.as<const char>() + first * weight.stride(0) * size_of(weight.dtype),
+      .scale = scale ? scale.as<const float>() + first / kScaleBlock * scale.stride(0) : nullptr,
+      .out = out.as<char>() + first * size_of(out.dtype),
+      .x_stride = x.stride(0),
+      .x_head_stride = 0,
+      .weight_stride = weight.stride(0),
+      .weight_head_stride = 0,
+      .scale_stride = scale ? scale.stride(0) : 0,
+      .out_stride = out.stride(0),
+      .out_head_stride = 0,
+      .rows = x.dim(0),
+      .heads = 1,
+      .n = static_cast<int>(weight.dim(0) - first),
+      .k = static_cast<int>(weight.dim(1)),
+      .x_aligned = rows_aligned(x, 16, 1),
+      .weight_aligned = rows_aligned(weight, 16, 1),
+      .out_aligned = rows_aligned(out, 2 * size_of(out.dtype), 1),
+      .out_is_f32 = out.dtype == DType::kF32,
+      .accumulate = params.accumulate};
+}
+
+// ---- launch ------------------------------------------------------------------------------------
+
+constexpr int64_t kGemvRows = 8;
+// f32: the gemv is limited by fp32 arithmetic, the tile by how few of its CTAs there are.
+constexpr int64_t kExactGemvRows = 256;
+// f8: converting W once costs as much as this many rows gain from the library.
+constexpr int64_t kWidenRows = 512;
+
+void run_bf16(const LinearParams& params, CudaStream& stream) {
+  if (params.x.dim(0) <= kGemvRows) return run_gemv<Bf16>(params, stream);
+  if (run_library(params, stream)) return;
+  launch_dense_rows<Bf16, true>(dense_of(params, 0), stream.multiprocessors(), stream.handle(),
+                                kName);
+}
+
+void run_f8(const LinearParams& params, CudaStream& stream) {
+  const int64_t rows = params.x.dim(0);
+  if (rows <= kGemvRows) return run_gemv<F8>(params, stream);
+  const int64_t done = rows >= kWidenRows ? run_widened(params, stream) : 0;
+  if (done == params.weight.dim(0)) return;
+  launch_dense_rows<F8, true>(dense_of(params, done), stream.multiprocessors(), stream.handle(),
+                              kName);
+}
+
+void run_f32(const LinearParams& params, CudaStream& stream) {
+  if (params.x.dim(0) <= kExactGemvRows) return run_gemv<float>(params, stream);
+  launch_dense<ExactTile<true>>(dense_of(params, 0), stream.handle(), kName);
+}
+
+}  // namespace
+
+void launch(const LinearParams& params, CudaStream& stream) {
+  if (params.out.elements() == 0) return;
+  switch (params.weight.dtype) {
+    case DType::kBF16:
+      return run_bf16(params, stream);
+    case DType::kF8E4M3:
+      return run_f8(params, stream);
+    default:
+      return run_f32(params, stream);
+  }
+}
+
+}  // namespace loza::cuda

@@ -1,0 +1,101 @@
+// RopeTable: table[t, 2p] = scale * cos(a), table[t, 2p + 1] = scale * sin(a), a thread a pair.
+// Rope: every head of row t turns by row t of the table, in place; a thread takes 4 pairs.
+#include "ops/rope/rope.cuh"
+
+#include "cuda/check.h"
+#include "cuda/cuda_ops.h"
+#include "cuda/types.cuh"
+
+namespace loza::cuda {
+
+namespace {
+
+struct RopeTableArgs {
+  Rows<float> table;              // [rows, 2 * pairs]
+  const int32_t* positions;       // [rows]
+  Rows<const float> frequencies;  // [2, pairs]: the value's fp32, and what it lacks
+  int64_t rows, pairs;
+  float scale;
+  bool exact;
+};
+
+__global__ void __launch_bounds__(256) rope_table_kernel(RopeTableArgs args) {
+  const int64_t row = grid_row();
+  if (row >= args.rows) return;
+  const int32_t position = args.positions[row];
+  float* out = args.table[row];
+  for (int64_t p = grid_item(); p < args.pairs; p += grid_item_step()) {
+    const float high = args.frequencies[0][p], low = args.frequencies[1][p];
+    const double exact = position * (static_cast<double>(high) + low);
+    const float rounded = __fmul_rn(static_cast<float>(position), high);
+    double sine, cosine;
+    sincos(args.exact ? exact : rounded, &sine, &cosine);
+    out[2 * p] = static_cast<float>(args.scale * cosine);
+    out[2 * p + 1] = static_cast<float>(args.scale * sine);
+  }
+}
+
+struct RopeArgs {
+  Bf16* x;  // [rows, heads, dim]
+  int64_t row_stride, head_stride;
+  Rows<const float> table;  // [rows, dim]
+  int64_t rows, heads, dim;
+};
+
+template <int kCount>
+__global__ void __launch_bounds__(256) rope_kernel(RopeArgs args) {
+  const int64_t row = grid_row();
+  if (row >= args.rows) return;
+  const float* table = args.table[row];
+  const auto per_head = static_cast<unsigned>(args.dim / kCount);
+  const int64_t items = args.heads * per_head;
+  for (int64_t item = grid_item(); item < items; item += grid_item_step()) {
+    const unsigned head = static_cast<unsigned>(item) / per_head;
+    const unsigned column = (static_cast<unsigned>(item) - head * per_head) * kCount;
+    Bf16* x = args.x + row * args.row_stride + head * args.head_stride + column;
+    float values[kCount], angles[kCount];
+    load(values, x);
+    load(angles, table + column);
+    rotate(values, angles);
+    store(x, values);
+  }
+}
+
+}  // namespace
+
+void launch(const RopeTableParams& params, CudaStream& stream) {
+  const int64_t rows = params.positions.dim(0), pairs = params.inverse_frequencies.dim(1);
+  if (rows == 0 || pairs == 0) return;
+  const RopeTableArgs args{.table = rows_of<float>(params.table),
+                           .positions = params.positions.as<const int32_t>(),
+                           .frequencies = rows_of<const float>(params.inverse_frequencies),
+                           .rows = rows,
+                           .pairs = pairs,
+                           .scale = params.attention_scale,
+                           .exact = params.exact_angles};
+  const RowGrid grid(rows, pairs);
+  rope_table_kernel<<<grid.blocks, grid.threads, 0, stream.handle()>>>(args);
+  check_launch("rope_table");
+}
+
+void launch(const RopeParams& params, CudaStream& stream) {
+  const Tensor& x = params.x;
+  const int64_t rows = x.dim(0), heads = x.dim(1), dim = x.dim(2);
+  if (rows == 0 || heads == 0 || dim == 0) return;
+  loza::check(heads * dim <= INT32_MAX, "rope: a row of ", heads, " x ", dim, " is too wide");
+  const RopeArgs args{.x = x.as<Bf16>(),
+                      .row_stride = x.stride(0),
+                      .head_stride = x.stride(1),
+                      .table = rows_of<const float>(params.table),
+                      .rows = rows,
+                      .heads = heads,
+                      .dim = dim};
+  with_count<2>(vectorisable(x) && vectorisable(params.table), [&](auto count) {
+    constexpr int kCount = decltype(count)::value;
+    const RowGrid grid(rows, heads * dim / kCount);
+    rope_kernel<kCount><<<grid.blocks, grid.threads, 0, stream.handle()>>>(args);
+  });
+  check_launch("rope");
+}
+
+}  // namespace loza::cuda

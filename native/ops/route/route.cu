@@ -1,0 +1,200 @@
+// Chooses top_k experts a row: p = softmax | sigmoid of the logits, choice = p + bias, groups masked,
+// ids = the largest choices, ties to the lower id. One warp a row; lane l has experts l, l + 32, ...
+#include "cuda/check.h"
+#include "cuda/cuda_ops.h"
+#include "cuda/reduce.cuh"
+#include "cuda/types.cuh"
+
+namespace loza::cuda {
+
+namespace {
+
+constexpr int kRowsPerBlock = 4;
+constexpr int kMaxTopK = kWarpSize;  // lane i keeps the i-th choice
+constexpr int kMaxExperts = 1024;
+
+struct RouteArgs {
+  Rows<int32_t> ids;         // [rows, top_k]
+  Rows<float> weights;       // [rows, top_k]
+  Rows<const float> logits;  // [rows, experts]
+  const float* bias;         // [experts], or null
+  int64_t rows;
+  int experts, top_k, groups, top_groups;
+  Scoring scoring;
+  GroupScore group_score;
+  bool normalize;
+  float scale;
+};
+
+// Unsigned integers in the order of the floats. NaN counts as -inf and -0 as 0; the result is above
+// 0, which stands for what cannot be chosen.
+__device__ __forceinline__ uint32_t order_of(float choice) {
+  if (!(choice == choice)) choice = -INFINITY;
+  const uint32_t bits = choice == 0 ? 0u : __float_as_uint(choice);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// p of a logit, the same bits each time it is asked for.
+struct Score {
+  Scoring scoring;
+  float largest, factor;
+
+  __device__ __forceinline__ float operator()(float logit) const {
+    if (scoring == Scoring::kSigmoid) return 1.0f / (1.0f + expf(-logit));
+    return __fmul_rn(expf(logit - largest), factor);
+  }
+};
+
+template <int kPerLane>
+__device__ Score score_of_row(const RouteArgs& args, const float* logits) {
+  if (args.scoring == Scoring::kSigmoid) return {args.scoring, 0, 0};
+  const int lane = threadIdx.x;
+  float largest = -INFINITY;
+#pragma unroll
+  for (int i = 0; i < kPerLane; i++)
+    if (lane + i * kWarpSize < args.experts) largest = fmaxf(largest, logits[lane + i * kWarpSize]);
+  largest = warp_max(largest);
+  double total = 0;
+#pragma unroll
+  for (int i = 0; i < kPerLane; i++)
+    if (lane + i * kWarpSize < args.experts) total += expf(logits[lane + i * kWarpSize] - largest);
+  return {args.scoring, largest, static_cast<float>(1 / warp_sum(total))};
+}
+
+// The order of a group's score. `choices`: the group's, as order_of made them.
+__device__ __forceinline__ uint32_t score_of_group(GroupScore kind, const uint32_t* choices,
+                                                   int size) {
+  uint32_t first = 0, second = 0;
+  for (int i = 0; i < size; i++) {
+    second = max(second, min(choices[i], first));
+    first = max(first, choices[i]);
+  }
+  if (kind == GroupScore::kMax) return first;
+  const auto value = [](uint32_t order) {
+    return __uint_as_float(order & 0x80000000u ? order & 0x7fffffffu : ~order);
+  };
+  return order_of(value(first) + value(second));
+}
+
+// Masks the choices of every group but the best ones. `choices` and `scores`: the warp's shared
+// memory, an entry an expert.
+template <int kPerLane>
+__device__ void mask_groups(const RouteArgs& args, uint32_t (&choice)[kPerLane], uint32_t* choices,
+                            uint32_t* scores) {
+  const int lane = threadIdx.x, size = args.experts / args.groups;
+#pragma unroll
+  for (int i = 0; i < kPerLane; i++) choices[lane + i * kWarpSize] = choice[i];
+  __syncwarp();
+  for (int group = lane; group < args.groups; group += kWarpSize)
+    scores[group] = score_of_group(args.group_score, choices + group * size, size);
+  __syncwarp();
+  const uint32_t masked = order_of(args.group_score == GroupScore::kMax ? 0.0f : -INFINITY);
+#pragma unroll
+  for (int i = 0; i < kPerLane; i++) {
+    const int expert = lane + i * kWarpSize;
+    if (expert >= args.experts) continue;
+    const int own = expert / size;
+    int better = 0;
+    for (int group = 0; group < args.groups; group++)
+      better += scores[group] > scores[own] || (scores[group] == scores[own] && group < own);
+    if (better >= args.top_groups) choice[i] = masked;
+  }
+}
+
+// Lane i gets the id of the i-th best choice. Takes what it chooses out of `choice`.
+template <int kPerLane>
+__device__ int choose(const RouteArgs& args, uint32_t (&choice)[kPerLane]) {
+  const int lane = threadIdx.x;
+  int chosen = 0;
+  for (int k = 0; k < args.top_k; k++) {
+    uint32_t best = 0;
+#pragma unroll
+    for (int i = 0; i < kPerLane; i++) best = max(best, choice[i]);
+    best = __reduce_max_sync(kFullWarp, best);
+    unsigned id = UINT32_MAX;
+#pragma unroll
+    for (int i = kPerLane - 1; i >= 0; i--)
+      if (choice[i] == best) id = lane + i * kWarpSize;
+    id = __reduce_min_sync(kFullWarp, id);
+#pragma unroll
+    for (int i = 0; i < kPerLane; i++)
+      if (id == lane + i * kWarpSize) choice[i] = 0;
+    if (lane == k) chosen = static_cast<int>(id);
+  }
+  return chosen;
+}
+
+template <int kPerLane, bool kGroups>
+__global__ void __launch_bounds__(kRowsPerBlock* kWarpSize) route_kernel(RouteArgs args) {
+  constexpr int kShared = kGroups ? kPerLane * kWarpSize : 1;
+  __shared__ uint32_t choices[kRowsPerBlock][kShared];
+  __shared__ uint32_t scores[kRowsPerBlock][kShared];
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.y;
+  if (row >= args.rows) return;  // the whole warp
+  const int lane = threadIdx.x;
+  const float* logits = args.logits[row];
+  const Score score = score_of_row<kPerLane>(args, logits);
+  uint32_t choice[kPerLane];
+#pragma unroll
+  for (int i = 0; i < kPerLane; i++) {
+    const int expert = lane + i * kWarpSize;
+    choice[i] = 0;
+    if (expert >= args.experts) continue;
+    const float bias = args.bias == nullptr ? 0.0f : args.bias[expert];
+    choice[i] = order_of(score(logits[expert]) + bias);
+  }
+  if constexpr (kGroups) mask_groups(args, choice, choices[threadIdx.y], scores[threadIdx.y]);
+
+  const int id = choose(args, choice);
+  const bool active = lane < args.top_k;
+  const float weight = active ? score(logits[id]) : 0.0f;
+  float sum = 0;
+  for (int i = 0; i < args.top_k; i++) sum += __shfl_sync(kFullWarp, weight, i);
+  const float factor = args.normalize ? args.scale / (sum + 1e-20f) : args.scale;
+  if (!active) return;
+  args.ids[row][lane] = id;
+  args.weights[row][lane] = weight * factor;
+}
+
+template <int kPerLane>
+void launch_sized(const RouteArgs& args, CudaStream& stream) {
+  const dim3 threads(kWarpSize, kRowsPerBlock);
+  const auto blocks = static_cast<unsigned>(ceil_div(args.rows, kRowsPerBlock));
+  if (args.groups > 1)
+    route_kernel<kPerLane, true><<<blocks, threads, 0, stream.handle()>>>(args);
+  else
+    route_kernel<kPerLane, false><<<blocks, threads, 0, stream.handle()>>>(args);
+}
+
+}  // namespace
+
+void launch(const RouteParams& params, CudaStream& stream) {
+  const int64_t rows = params.logits.dim(0), experts = params.logits.dim(1);
+  const int64_t top_k = params.ids.dim(1);
+  loza::check(experts <= kMaxExperts && top_k <= kMaxTopK, "route: cannot choose ", top_k, " of ",
+              experts, " experts on CUDA");
+  if (rows == 0) return;
+  const RouteArgs args{.ids = rows_of<int32_t>(params.ids),
+                       .weights = rows_of<float>(params.weights),
+                       .logits = rows_of<const float>(params.logits),
+                       .bias = params.bias.as<const float>(),
+                       .rows = rows,
+                       .experts = static_cast<int>(experts),
+                       .top_k = static_cast<int>(top_k),
+                       .groups = params.groups,
+                       .top_groups = params.top_groups,
+                       .scoring = params.scoring,
+                       .group_score = params.group_score,
+                       .normalize = params.normalize,
+                       .scale = params.scale};
+  if (experts <= 256) {
+    launch_sized<8>(args, stream);
+  } else if (experts <= 768) {
+    launch_sized<24>(args, stream);
+  } else {
+    launch_sized<32>(args, stream);
+  }
+  check_launch("route");
+}
+
+}  // namespace loza::cuda
