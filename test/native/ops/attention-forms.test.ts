@@ -31,7 +31,7 @@ function makeInputs() {
 forEachDevice('attention', (lab) => {
   const expanded = (range: KeyRange) => (ops: Ops) => {
     const { cache, kvB, q, slots } = lab.uploadAll(makeInputs());
-    const rows = ops.latentLoad(cache, slots);
+    const rows = ops.gatherRows(cache, slots);
     const kv = ops.linear(rows.slice(1, 0, latent), { tensor: kvB });
     const state = { out: ops.float(queries, heads, value), lse: ops.float(queries, heads) };
     ops.fill(state.lse, -Infinity);

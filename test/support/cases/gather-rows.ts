@@ -17,6 +17,7 @@ export const gatherRows = defineCases({
     { name: 'an odd width', dtype: 'f32', entries: 10, width: 7, rows: 23 },
     { name: 'a bf16 embedding', dtype: 'bf16', entries: 50, width: 6144, rows: 9 },
     { name: 'many rows, in parallel', dtype: 'bf16', entries: 300, width: 257, rows: 700 },
+    { name: 'cache rows', dtype: 'f32', entries: 256, width: 576, rows: 40 },
     { name: 'a strided table', dtype: 'f32', entries: 12, width: 33, rows: 20, padding: 5 },
   ] as Case[],
   inputs: (c, random) => ({

@@ -102,32 +102,3 @@ export const latentStore = defineCases({
   // In bf16, values beside the middle of two may round the other way: the few are one unit off.
   tolerance: (c) => ({ relative: c.cache === 'bf16' ? 1e-4 : 5e-7 }),
 });
-
-interface LoadCase {
-  name: string;
-  cache: 'f32' | 'bf16';
-  rows: number;
-  slots: number;
-  width: number;
-}
-
-export const latentLoad = defineCases({
-  operation: 'latent_load',
-  cases: [
-    { name: 'smallest', cache: 'f32', rows: 1, slots: 1, width: 1 },
-    { name: 'f32 rows', cache: 'f32', rows: 40, slots: 256, width: 576 },
-    { name: 'bf16 rows', cache: 'bf16', rows: 300, slots: 256, width: 576 },
-    { name: 'an odd width', cache: 'bf16', rows: 9, slots: 30, width: 43 },
-  ] as LoadCase[],
-  inputs: (c, random) => ({
-    cache: host(c.cache, [c.slots, c.width], random.normals(c.slots * c.width)),
-    slots: host('i32', [c.rows], random.integers(c.rows, c.slots)),
-  }),
-  run: (ops, { cache, slots }) => ({ out: ops.latentLoad(cache, slots) }),
-  reference: (c, { cache, slots }) => ({
-    out: Float64Array.from({ length: c.rows * c.width }, (_, i) => {
-      return cache.values[slots.values[Math.floor(i / c.width)]! * c.width + (i % c.width)]!;
-    }),
-  }),
-  tolerance: () => ({ relative: 0 }),
-});
