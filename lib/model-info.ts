@@ -55,7 +55,9 @@ export interface LoadedModelInfo extends ModelInfo {
 
 /** Bytes, by what they are for. */
 export interface MemoryReport {
-  weights: { mapped: number; copied: number };
+  weights: number;
+  /** Of the weights, what is read where it lies in the mapped files: page cache, shared with other processes. */
+  mappedWeights: number;
   kv: { full: KvReport; streaming: KvReport };
   workspace: number;
   /** Largest sum so far. */
@@ -128,7 +130,8 @@ export function memoryReport({ device, groups, engine }: LoadedModel): MemoryRep
     };
   };
   return {
-    weights: { mapped: mappedWeights, copied: weights },
+    weights: weights + mappedWeights,
+    mappedWeights,
     kv: { full: kv('full'), streaming: kv('streaming') },
     workspace,
     peak,

@@ -149,7 +149,7 @@ export class Mla {
     for (const round of attention.rounds) {
       ops.arena.scope(() => {
         const keys = round.slots.dim(0);
-        const rows = ops.latentLoad(attention.cache, round.slots);
+        const rows = ops.gatherRows(attention.cache, round.slots);
         const latents = rows.slice(1, 0, kvLoraRank);
         const kv = ops.linear(latents, this.expand).reshape(keys, heads, nopeDim + valueDim);
         const kRope = rows.slice(1, kvLoraRank, kvLoraRank + ropeDim);

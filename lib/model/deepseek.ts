@@ -4,11 +4,11 @@ import type { WeightSource } from '../checkpoint/weights';
 import { Experts, type ExpertsShape } from '../layers/experts';
 import { FeedForward } from '../layers/feed-forward';
 import { Mla } from '../layers/mla';
-import type { Ops, RouterOptions } from '../native/ops';
+import type { RouterOptions } from '../native/ops';
 import type { Tensor } from '../native/tensor';
 import type { Step } from '../runner/step';
-import type { Model, ModelFamily, ModelPlan } from './model';
-import { TokenHead } from './token-head';
+import { LayerStack, type Layer } from './layer-stack';
+import type { ModelFamily, ModelPlan } from './model';
 
 interface DeepseekConfig {
   mla: MlaConfig;
@@ -55,7 +55,13 @@ export const deepseek: ModelFamily = {
         if (layer >= layers && layer < layers + drafts) return 'multi-token prediction head';
         return name.endsWith('.rotary_emb.inv_freq') ? 'rotary frequencies' : undefined;
       },
-      build: (weights, softmaxFactor) => new Deepseek(weights, deepseek, softmaxFactor),
+      build: (weights, softmaxFactor) =>
+        new LayerStack(
+          weights,
+          deepseek.mla,
+          deepseek.layers,
+          (layer) => new DeepseekLayer(weights, deepseek, layer, softmaxFactor),
+        ),
     };
   },
 };
@@ -142,30 +148,7 @@ function readSparseLayers(config: Config, layers: number): boolean[] {
   return types.map((type) => type === 'sparse');
 }
 
-class Deepseek implements Model {
-  private readonly head: TokenHead;
-  private readonly layers: DeepseekLayer[];
-
-  constructor(weights: WeightSource, config: DeepseekConfig, softmaxFactor: number) {
-    this.head = new TokenHead(weights, config.mla);
-    this.layers = Array.from(
-      { length: config.layers },
-      (_, layer) => new DeepseekLayer(weights, config, layer, softmaxFactor),
-    );
-  }
-
-  forward(step: Step): Tensor {
-    const x = this.head.embed(step.ops, step.tokens);
-    for (const layer of this.layers) layer.addTo(x, step);
-    return x;
-  }
-
-  logits(ops: Ops, hidden: Tensor): Tensor {
-    return this.head.logits(ops, hidden);
-  }
-}
-
-class DeepseekLayer {
+class DeepseekLayer implements Layer {
   private readonly inputNorm: Tensor;
   private readonly postNorm: Tensor;
   private readonly eps: number;

@@ -7,15 +7,14 @@ import { Mla, type MlaScales } from '../layers/mla';
 import type { Ops } from '../native/ops';
 import type { Tensor } from '../native/tensor';
 import type { Step } from '../runner/step';
-import { TokenHead } from './token-head';
-import type { Model, ModelFamily, ModelPlan } from './model';
+import { LayerStack, type Layer } from './layer-stack';
+import type { ModelFamily, ModelPlan } from './model';
 
 interface LongcatConfig {
   mla: MlaConfig;
   layers: number;
   feedForwardWidth: number;
   experts: ExpertsShape;
-  routerBias: boolean;
   scales: MlaScales;
 }
 
@@ -36,7 +35,13 @@ export const longcatFlash: ModelFamily = {
           : name.endsWith('.rotary_emb.inv_freq')
             ? 'rotary frequencies'
             : undefined,
-      build: (weights, softmaxFactor) => new LongcatFlash(weights, longcat, softmaxFactor),
+      build: (weights, softmaxFactor) =>
+        new LayerStack(
+          weights,
+          longcat.mla,
+          longcat.layers,
+          (layer) => new LongcatLayer(weights, longcat, layer, softmaxFactor),
+        ),
     };
   },
 };
@@ -74,7 +79,6 @@ function readLongcat(config: Config): LongcatConfig {
         scale: config.number('routed_scaling_factor', { exclusiveMin: 0, default: 1 }),
       },
     },
-    routerBias: config.boolean('router_bias', { default: false }),
     scales: {
       query: scaled('mla_scale_q_lora', qLoraRank),
       latent: scaled('mla_scale_kv_lora', kvLoraRank),
@@ -103,31 +107,8 @@ function checkFixed(config: Config): void {
   }
 }
 
-class LongcatFlash implements Model {
-  private readonly head: TokenHead;
-  private readonly layers: LongcatLayer[];
-
-  constructor(weights: WeightSource, config: LongcatConfig, softmaxFactor: number) {
-    this.head = new TokenHead(weights, config.mla);
-    this.layers = Array.from(
-      { length: config.layers },
-      (_, layer) => new LongcatLayer(weights, config, layer, softmaxFactor),
-    );
-  }
-
-  forward(step: Step): Tensor {
-    const x = this.head.embed(step.ops, step.tokens);
-    for (const layer of this.layers) layer.addTo(x, step);
-    return x;
-  }
-
-  logits(ops: Ops, hidden: Tensor): Tensor {
-    return this.head.logits(ops, hidden);
-  }
-}
-
 /** Two attentions and two feed-forwards; the experts branch off after the first attention. */
-class LongcatLayer {
+class LongcatLayer implements Layer {
   private readonly eps: number;
   private readonly inputNorms: Tensor[];
   private readonly postNorms: Tensor[];

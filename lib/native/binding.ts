@@ -45,7 +45,6 @@ export type NativeOperation =
   | 'GatherRows'
   | 'GroupedLinear'
   | 'HeadLinear'
-  | 'LatentLoad'
   | 'LatentStore'
   | 'Linear'
   | 'RmsNorm'

@@ -60,7 +60,6 @@ const operations: readonly NativeOperation[] = [
   'GatherRows',
   'GroupedLinear',
   'HeadLinear',
-  'LatentLoad',
   'LatentStore',
   'Linear',
   'RmsNorm',
@@ -105,7 +104,7 @@ export class Ops {
     return tensor;
   }
 
-  /** out[i] = table[ids[i]]. */
+  /** out[i] = table[ids[i]]: embeddings, chosen rows, cached keys. */
   gatherRows(table: Tensor, ids: Tensor): Tensor {
     const out = this.activation(ids.dim(0), table.dim(1));
     this.run.GatherRows(out, table, ids);
@@ -169,12 +168,6 @@ export class Ops {
     scale: number,
   ): void {
     this.run.LatentStore(cache, kv, weight, ropeTable, slots, eps, scale);
-  }
-
-  latentLoad(cache: Tensor, slots: Tensor): Tensor {
-    const out = this.activation(slots.dim(0), cache.dim(1));
-    this.run.LatentLoad(out, cache, slots);
-    return out;
   }
 
   /** One round of expanded attention, merged into `out` and `lse`. */

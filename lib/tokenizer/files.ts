@@ -1,9 +1,13 @@
 import { open, type FileHandle } from 'node:fs/promises';
+import { parseJson, toPlain } from '../checkpoint/json';
 import { LozaError, show, type LozaErrorCode } from '../errors';
 
 /** Reads of the small text files of a checkpoint: size-limited, UTF-8, absent files are no error. */
 
 export type PlainObject = Record<string, unknown>;
+
+/** Room for the largest published vocabularies with their merges as pairs (about 1.2 million). */
+const maxValues = 8_000_000;
 
 export function isPlainObject(value: unknown): value is PlainObject {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
@@ -54,18 +58,12 @@ export function decodeUtf8(bytes: Uint8Array, file: string, code: LozaErrorCode)
   }
 }
 
-/** The JSON object in `bytes`; error `code` when it is anything else. */
+/**
+ * The JSON object in `bytes`; error `code` when it is anything else. Strict: of a token or an id
+ * that stands twice, `JSON.parse` would silently keep the last.
+ */
 export function parseJsonObject(bytes: Uint8Array, file: string, code: LozaErrorCode): PlainObject {
-  let value: unknown;
-  try {
-    value = JSON.parse(decodeUtf8(bytes, file, code));
-  } catch (cause) {
-    if (cause instanceof LozaError) throw cause;
-    throw new LozaError(code, `${file} is not valid JSON`, {
-      hint: 'The file is damaged: copy it again',
-      cause,
-    });
-  }
+  const value: unknown = toPlain(parseJson(bytes, { file, code, maxDepth: 64, maxValues }));
   if (isPlainObject(value)) return value;
   throw new LozaError(code, `${file} must hold a JSON object, found ${show(value)}`, { value });
 }

@@ -103,9 +103,6 @@ void read(Arguments& a, GroupedLinearParams& p) {
 void read(Arguments& a, HeadLinearParams& p) {
   p.out = a.tensor(), p.x = a.tensor(), p.weight = a.tensor();
 }
-void read(Arguments& a, LatentLoadParams& p) {
-  p.out = a.tensor(), p.cache = a.tensor(), p.slots = a.tensor();
-}
 void read(Arguments& a, LatentStoreParams& p) {
   p.cache = a.tensor(), p.kv = a.tensor(), p.weight = a.tensor(), p.rope_table = a.tensor();
   p.slots = a.tensor(), p.eps = a.number(), p.scale = a.number();

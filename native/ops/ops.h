@@ -11,7 +11,6 @@
 #include "ops/gather_rows/gather_rows.h"
 #include "ops/grouped_linear/grouped_linear.h"
 #include "ops/head_linear/head_linear.h"
-#include "ops/latent_load/latent_load.h"
 #include "ops/latent_store/latent_store.h"
 #include "ops/linear/linear.h"
 #include "ops/rms_norm/rms_norm.h"
@@ -31,7 +30,6 @@
   X(GatherRows)             \
   X(GroupedLinear)          \
   X(HeadLinear)             \
-  X(LatentLoad)             \
   X(LatentStore)            \
   X(Linear)                 \
   X(RmsNorm)                \

@@ -125,12 +125,19 @@ function decodeE4m3(code: number): number {
   return code & 128 ? -size : size;
 }
 
+const magnitudes = Array.from({ length: 127 }, (_, code) => decodeE4m3(code));
+
+/** The nearest code, by bisection: magnitudes grow with their codes. */
 function encodeE4m3(value: number): number {
-  const magnitudes = Array.from({ length: 127 }, (_, code) => decodeE4m3(code));
   const target = Math.abs(value);
-  let best = 0;
-  magnitudes.forEach((size, code) => {
-    if (Math.abs(size - target) < Math.abs((magnitudes[best] ?? 0) - target)) best = code;
-  });
-  return best | (value < 0 ? 128 : 0);
+  let low = 0;
+  let high = magnitudes.length - 1;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if ((magnitudes[middle] ?? 0) <= target) low = middle;
+    else high = middle;
+  }
+  const below = target - (magnitudes[low] ?? 0);
+  const above = (magnitudes[high] ?? 0) - target;
+  return (above < below ? high : low) | (value < 0 ? 128 : 0);
 }

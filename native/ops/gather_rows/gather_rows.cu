@@ -1,12 +1,62 @@
 // out[i, :] = table[ids[i], :], 16 bytes a thread.
-#include "ops/gather_rows/gather_rows.cuh"
-
+#include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/types.cuh"
 
 namespace loza::cuda {
 
+namespace {
+
+template <class T>
+struct GatherArgs {
+  Rows<Bf16> out;       // [rows, width]
+  Rows<const T> table;  // [entries, width]
+  const int32_t* ids;   // [rows]
+  int64_t rows, width, entries;
+};
+
+// A kernel cannot fail the stream: a row whose id is outside the table becomes NaN, which reaches
+// the logits and is seen there.
+template <int kCount, class T>
+__global__ void __launch_bounds__(256) gather_kernel(GatherArgs<T> args) {
+  const int64_t row = grid_row();
+  if (row >= args.rows) return;
+  const int32_t id = args.ids[row];
+  const bool inside = id >= 0 && id < args.entries;
+  const T* from = args.table[inside ? id : 0];
+  Bf16* to = args.out[row];
+  for (int64_t i = grid_item() * kCount; i < args.width; i += grid_item_step() * kCount) {
+    float values[kCount];
+    if (inside) {
+      load(values, from + i);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kCount; j++) values[j] = __int_as_float(0x7fc00000);
+    }
+    store(to + i, values);
+  }
+}
+
+}  // namespace
+
 void launch(const GatherRowsParams& params, CudaStream& stream) {
-  launch_gather("gather_rows", params.out, params.table, params.ids, stream);
+  const auto& [out, table, ids] = params;
+  const int64_t rows = ids.dim(0), width = table.dim(1);
+  if (rows == 0 || width == 0) return;
+  with_float_type(table.dtype, [&]<class T>(T) {
+    with_count(vectorisable(out) && vectorisable(table), [&](auto count) {
+      constexpr int kCount = decltype(count)::value;
+      const GatherArgs<T> args{.out = rows_of<Bf16>(out),
+                               .table = rows_of<const T>(table),
+                               .ids = ids.as<const int32_t>(),
+                               .rows = rows,
+                               .width = width,
+                               .entries = table.dim(0)};
+      const RowGrid grid(rows, width / kCount);
+      gather_kernel<kCount, T><<<grid.blocks, grid.threads, 0, stream.handle()>>>(args);
+    });
+  });
+  check_launch("gather_rows");
 }
 
 }  // namespace loza::cuda

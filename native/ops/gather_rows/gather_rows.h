@@ -4,7 +4,8 @@
 
 namespace loza {
 
-// out[i, :] = table[ids[i], :]. The token embedding, and the choice of rows that get logits.
+// out[i, :] = table[ids[i], :]. The token embedding, the rows that get logits, and the cached keys
+// that expanded attention reads.
 // An id outside the table fails the stream with ERR_LOZA_INVALID_ARG.
 struct GatherRowsParams {
   Tensor out;    // act [rows, width]
