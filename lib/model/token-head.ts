@@ -23,7 +23,7 @@ export class TokenHead {
 
   /** [rows] token ids to [rows, hidden]. */
   embed(ops: Ops, tokens: Tensor): Tensor {
-    return ops.gatherRows(this.embedding, tokens);
+    return ops.gatherFloatRows(this.embedding, tokens);
   }
 
   /** [rows, hidden] to f32 [rows, vocabulary]. */

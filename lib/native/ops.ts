@@ -111,6 +111,13 @@ export class Ops {
     return out;
   }
 
+  /** The same in f32: rows of the residual stream. */
+  gatherFloatRows(table: Tensor, ids: Tensor): Tensor {
+    const out = this.float(ids.dim(0), table.dim(1));
+    this.run.GatherRows(out, table, ids);
+    return out;
+  }
+
   /** x Wᵀ. */
   linear(x: Tensor, weight: Weight): Tensor {
     const out = this.activation(x.dim(0), weight.tensor.dim(0));

@@ -155,7 +155,7 @@ export class ModelRunner {
 
   private logits(hidden: Tensor, rows: readonly number[]): Tensor {
     const ids = this.ops.upload(Int32Array.from(rows));
-    return this.model.logits(this.ops, this.ops.gatherRows(hidden, ids));
+    return this.model.logits(this.ops, this.ops.gatherFloatRows(hidden, ids));
   }
 
   private uploadSettings(rows: readonly SamplingRow[]): Tensor {

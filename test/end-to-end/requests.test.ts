@@ -1,5 +1,6 @@
 import path from 'node:path';
 import { LanguageModel, type LoadOptions, type LozaErrorCode } from '../../lib';
+import { listDevices } from '../../lib/native/device';
 import { expectLozaError } from '../support/errors';
 import { goldenDir, tinyDir } from '../support/goldens';
 
@@ -14,7 +15,6 @@ describe('load refuses', () => {
     ['options that are an array', [], invalid, 'load options must be an object'],
     ['an unknown option', { devise: 'cpu' }, invalid, 'devise'],
     ['an unknown device', { device: 'tpu' }, invalid, 'device must be one of'],
-    ['a device that is not there', { device: 'cuda' }, 'ERR_LOZA_DEVICE_UNAVAILABLE', 'cuda'],
     ['an unknown dtype', { dtype: 'int4' }, invalid, 'dtype must be one of'],
     ['maxTokens of 0', { maxTokens: 0 }, invalid, 'maxTokens must be an integer'],
     ['maxTokens of NaN', { maxTokens: NaN }, invalid, 'maxTokens must be an integer'],
@@ -60,6 +60,12 @@ describe('load refuses', () => {
     ['a folder without a checkpoint', __dirname, 'ERR_LOZA_NOT_FOUND'],
   ])('%s', async (_, dir, code) => {
     await expectLozaError(() => LanguageModel.load(dir as string), code, '');
+  });
+
+  const cuda = listDevices().find(({ kind }) => kind === 'cuda');
+  (cuda?.usable ? test.skip : test)('a GPU that is not there, with the reason', async () => {
+    const loading = () => LanguageModel.load(golden, { device: 'cuda' });
+    await expectLozaError(loading, 'ERR_LOZA_DEVICE_UNAVAILABLE', cuda?.reason ?? 'cuda');
   });
 
   test('a signal that has fired', async () => {

@@ -36,7 +36,7 @@ export const combine = defineCases({
     // Rows of y that no slot uses are what grouped_linear leaves alone: NaN.
     const y = random.normals(slots * c.width).fill(NaN, order.length * c.width);
     return {
-      out: host(act, [c.rows, c.width], random.normals(c.rows * c.width)),
+      out: host('f32', [c.rows, c.width], random.normals(c.rows * c.width)),
       y: host(act, [slots, c.width], y),
       order: host(
         'i32',

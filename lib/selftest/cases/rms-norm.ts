@@ -10,6 +10,8 @@ interface Case {
   scale: number;
   magnitude?: number;
   padding?: number;
+  /** Of the residual stream, which is f32 on every backend. */
+  residual?: boolean;
 }
 
 /** In float64. */
@@ -44,10 +46,23 @@ export const rmsNormCases = defineCases({
       magnitude: 1e-5,
     },
     { name: 'huge values', rows: 3, width: 500, weight: 'f32', ...longcat, magnitude: 1e15 },
+    {
+      name: 'the residual stream',
+      rows: 7,
+      width: 6144,
+      weight: 'bf16',
+      ...longcat,
+      residual: true,
+    },
     { name: 'strided rows', rows: 9, width: 130, weight: 'bf16', ...longcat, padding: 6 },
   ] as Case[],
   inputs: (c, random, act) => ({
-    x: host(act, [c.rows, c.width], random.normals(c.rows * c.width, c.magnitude ?? 1), c.padding),
+    x: host(
+      c.residual ? 'f32' : act,
+      [c.rows, c.width],
+      random.normals(c.rows * c.width, c.magnitude ?? 1),
+      c.padding,
+    ),
     weight: host(c.weight, [c.width], random.normals(c.width)),
   }),
   run: (ops, { x, weight }, c) => ({ out: ops.rmsNorm(x, weight, c.eps, c.scale) }),

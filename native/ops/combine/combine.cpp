@@ -12,7 +12,7 @@ void CombineParams::check(DType act) const {
   const int64_t rows = weights.dim(0), slots = rows * weights.dim(1);
   expect("combine place", place, DType::kI32, slots);
   expect("combine y", y, act, slots, -1);
-  expect("combine out", out, act, rows, y.dim(1));
+  expect("combine out", out, DType::kF32, rows, y.dim(1));
   if (identity) expect("combine identity", identity, act, rows, y.dim(1));
 }
 

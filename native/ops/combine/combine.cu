@@ -1,5 +1,5 @@
 // out[t, :] += sum_i weights[t, i] * (place < 0 ? identity[t, :] : y[place, :]), place =
-// places[t * top_k + i]: slots in ascending order, in fp32, rounded once. 8 elements a thread.
+// places[t * top_k + i]: slots in ascending order, in fp32. 8 elements a thread.
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/types.cuh"
@@ -9,7 +9,7 @@ namespace loza::cuda {
 namespace {
 
 struct CombineArgs {
-  Rows<Bf16> out;             // [rows, width]
+  Rows<float> out;            // [rows, width]
   Rows<const Bf16> y;         // [slots, width]
   const int32_t* places;      // [slots]
   Rows<const float> weights;  // [rows, top_k]
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(256) combine_kernel(CombineArgs args) {
       const int32_t place = places[i];
       const Bf16* wanted = place < 0 ? identity : place < args.slots ? args.y[place] : nullptr;
       // Loaded whatever it is, so that the loads of several slots are in flight together.
-      const Bf16* source = wanted == nullptr ? args.out[row] : wanted;
+      const Bf16* source = wanted == nullptr ? args.y[0] : wanted;
       const float weight = wanted == nullptr ? __int_as_float(0x7fc00000) : weights[i];
       float values[kCount];
       load(values, source + at);
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(256) combine_kernel(CombineArgs args) {
 void launch(const CombineParams& params, CudaStream& stream) {
   const int64_t rows = params.weights.dim(0), width = params.out.dim(1);
   if (rows == 0 || width == 0) return;
-  const CombineArgs args{.out = rows_of<Bf16>(params.out),
+  const CombineArgs args{.out = rows_of<float>(params.out),
                          .y = rows_of<const Bf16>(params.y),
                          .places = params.place.as<const int32_t>(),
                          .weights = rows_of<const float>(params.weights),

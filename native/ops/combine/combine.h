@@ -8,7 +8,7 @@ namespace loza {
 //   out[t, :] += sum_i weights[t, i] * (place[t * top_k + i] < 0 ? identity[t, :]
 //                                                                : y[place[t * top_k + i], :])
 struct CombineParams {
-  Tensor out;       // act [rows, width]
+  Tensor out;       // f32 [rows, width]
   Tensor y;         // act [rows * top_k, width], in sorted order
   Tensor place;     // i32 [rows * top_k], from expert_plan
   Tensor weights;   // f32 [rows, top_k], from route

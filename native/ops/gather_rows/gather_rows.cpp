@@ -8,7 +8,7 @@ namespace loza {
 void GatherRowsParams::check(DType act) const {
   cpu::expect_float("gather_rows table", table, -1, -1);
   expect("gather_rows ids", ids, DType::kI32, -1);
-  expect("gather_rows out", out, act, ids.dim(0), table.dim(1));
+  expect("gather_rows out", out, out.dtype == act ? act : DType::kF32, ids.dim(0), table.dim(1));
 }
 
 namespace cpu {

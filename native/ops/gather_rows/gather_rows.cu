@@ -7,9 +7,9 @@ namespace loza::cuda {
 
 namespace {
 
-template <class T>
+template <class Out, class T>
 struct GatherArgs {
-  Rows<Bf16> out;       // [rows, width]
+  Rows<Out> out;        // [rows, width]
   Rows<const T> table;  // [entries, width]
   const int32_t* ids;   // [rows]
   int64_t rows, width, entries;
@@ -17,14 +17,14 @@ struct GatherArgs {
 
 // A kernel cannot fail the stream: a row whose id is outside the table becomes NaN, which reaches
 // the logits and is seen there.
-template <int kCount, class T>
-__global__ void __launch_bounds__(256) gather_kernel(GatherArgs<T> args) {
+template <int kCount, class Out, class T>
+__global__ void __launch_bounds__(256) gather_kernel(GatherArgs<Out, T> args) {
   const int64_t row = grid_row();
   if (row >= args.rows) return;
   const int32_t id = args.ids[row];
   const bool inside = id >= 0 && id < args.entries;
   const T* from = args.table[inside ? id : 0];
-  Bf16* to = args.out[row];
+  Out* to = args.out[row];
   for (int64_t i = grid_item() * kCount; i < args.width; i += grid_item_step() * kCount) {
     float values[kCount];
     if (inside) {
@@ -43,18 +43,21 @@ void launch(const GatherRowsParams& params, CudaStream& stream) {
   const auto& [out, table, ids] = params;
   const int64_t rows = ids.dim(0), width = table.dim(1);
   if (rows == 0 || width == 0) return;
-  with_float_type(table.dtype, [&]<class T>(T) {
+  const auto launch_for = [&]<class Out, class T>(Out, T) {
     with_count(vectorisable(out) && vectorisable(table), [&](auto count) {
       constexpr int kCount = decltype(count)::value;
-      const GatherArgs<T> args{.out = rows_of<Bf16>(out),
-                               .table = rows_of<const T>(table),
-                               .ids = ids.as<const int32_t>(),
-                               .rows = rows,
-                               .width = width,
-                               .entries = table.dim(0)};
+      const GatherArgs<Out, T> args{.out = rows_of<Out>(params.out),
+                                    .table = rows_of<const T>(params.table),
+                                    .ids = params.ids.as<const int32_t>(),
+                                    .rows = rows,
+                                    .width = width,
+                                    .entries = params.table.dim(0)};
       const RowGrid grid(rows, width / kCount);
-      gather_kernel<kCount, T><<<grid.blocks, grid.threads, 0, stream.handle()>>>(args);
+      gather_kernel<kCount, Out, T><<<grid.blocks, grid.threads, 0, stream.handle()>>>(args);
     });
+  };
+  with_float_type(out.dtype, [&]<class Out>(Out) {
+    with_float_type(table.dtype, [&]<class T>(T) { launch_for(Out{}, T{}); });
   });
   check_launch("gather_rows");
 }

@@ -8,7 +8,7 @@ namespace loza {
 // that expanded attention reads.
 // An id outside the table fails the stream with ERR_LOZA_INVALID_ARG.
 struct GatherRowsParams {
-  Tensor out;    // act [rows, width]
+  Tensor out;    // act | f32 [rows, width]
   Tensor table;  // f32 | bf16 [entries, width]
   Tensor ids;    // i32 [rows]
 

@@ -7,7 +7,7 @@
 namespace loza {
 
 void RmsNormParams::check(DType act) const {
-  expect("rms_norm x", x, act, -1, -1);
+  expect("rms_norm x", x, x.dtype == act ? act : DType::kF32, -1, -1);
   expect("rms_norm out", out, act, x.dim(0), x.dim(1));
   cpu::expect_float("rms_norm weight", weight, x.dim(1));
 }

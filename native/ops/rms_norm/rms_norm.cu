@@ -8,20 +8,20 @@ namespace loza::cuda {
 
 namespace {
 
-template <class Weight>
+template <class X, class Weight>
 struct RmsNormArgs {
   Rows<Bf16> out;        // [rows, width]
-  Rows<const Bf16> x;    // [rows, width]; may be `out`
+  Rows<const X> x;       // [rows, width]; may be `out`
   const Weight* weight;  // [width]
   int64_t width;
   float eps, scale;
 };
 
-template <int kCount, class Weight>
-__global__ void __launch_bounds__(256) rms_norm_kernel(RmsNormArgs<Weight> args) {
+template <int kCount, class X, class Weight>
+__global__ void __launch_bounds__(256) rms_norm_kernel(RmsNormArgs<X, Weight> args) {
   __shared__ float shared[kMaxWarps];
   const int64_t row = blockIdx.x;
-  const Bf16* x = args.x[row];
+  const X* x = args.x[row];
   const float factor = rms_factor<kCount>(x, args.width, args.eps, args.scale, shared);
   scale_row<kCount>(args.out[row], x, args.weight, args.width, factor);
 }
@@ -33,18 +33,21 @@ void launch(const RmsNormParams& params, CudaStream& stream) {
   const int64_t rows = x.dim(0), width = x.dim(1);
   if (rows == 0 || width == 0) return;
   const bool vector = vectorisable(out) && vectorisable(x) && vectorisable(weight);
-  with_float_type(weight.dtype, [&]<class Weight>(Weight) {
+  const auto launch_for = [&]<class X, class Weight>(X, Weight) {
     with_count(vector, [&](auto count) {
       constexpr int kCount = decltype(count)::value;
-      const RmsNormArgs<Weight> args{.out = rows_of<Bf16>(params.out),
-                                     .x = rows_of<const Bf16>(params.x),
-                                     .weight = params.weight.as<const Weight>(),
-                                     .width = width,
-                                     .eps = params.eps,
-                                     .scale = params.scale};
-      rms_norm_kernel<kCount, Weight>
+      const RmsNormArgs<X, Weight> args{.out = rows_of<Bf16>(params.out),
+                                        .x = rows_of<const X>(params.x),
+                                        .weight = params.weight.as<const Weight>(),
+                                        .width = width,
+                                        .eps = params.eps,
+                                        .scale = params.scale};
+      rms_norm_kernel<kCount, X, Weight>
           <<<static_cast<unsigned>(rows), row_threads(width / kCount), 0, stream.handle()>>>(args);
     });
+  };
+  with_float_type(x.dtype, [&]<class X>(X) {
+    with_float_type(weight.dtype, [&]<class Weight>(Weight) { launch_for(X{}, Weight{}); });
   });
   check_launch("rms_norm");
 }

@@ -7,8 +7,8 @@
 namespace loza::cuda {
 
 // scale / sqrt(mean(x^2) + eps), for every thread. `shared`: kMaxWarps floats.
-template <int kCount>
-__device__ __forceinline__ float rms_factor(const Bf16* x, int64_t width, float eps, float scale,
+template <int kCount, class X>
+__device__ __forceinline__ float rms_factor(const X* x, int64_t width, float eps, float scale,
                                             float* shared) {
   float squares = 0;
   for (int64_t i = threadIdx.x * kCount; i < width; i += blockDim.x * kCount) {
@@ -22,9 +22,9 @@ __device__ __forceinline__ float rms_factor(const Bf16* x, int64_t width, float 
 }
 
 // out = x * factor * weight; `out` may be `x`, whose second reading comes from the L1 cache.
-template <int kCount, class Out, class Weight>
-__device__ __forceinline__ void scale_row(Out* out, const Bf16* x, const Weight* weight,
-                                          int64_t width, float factor) {
+template <int kCount, class Out, class X, class Weight>
+__device__ __forceinline__ void scale_row(Out* out, const X* x, const Weight* weight, int64_t width,
+                                          float factor) {
   for (int64_t i = threadIdx.x * kCount; i < width; i += blockDim.x * kCount) {
     float values[kCount], weights[kCount];
     load(values, x + i);

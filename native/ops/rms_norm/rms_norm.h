@@ -8,7 +8,7 @@ namespace loza {
 // `scale` is LongCat's a_q or a_kv (model-spec section 1.3), 1 elsewhere.
 struct RmsNormParams {
   Tensor out;     // act [rows, width], rows may be strided
-  Tensor x;       // act [rows, width], rows may be strided; may be `out`
+  Tensor x;       // act | f32 [rows, width], rows may be strided; may be `out`
   Tensor weight;  // f32 | bf16 [width]
   float eps = 0;
   float scale = 1;
