@@ -3,33 +3,27 @@
 //   out[t, h] = softmax_j(scale q[t, h] . cache[slot(j)]) cache[slot(j)][:latent]
 //   q [rows, heads, latent + rope], out [rows, heads, latent] bf16; cache [slots, latent + rope]
 //
-// A row sees `blocks` visible blocks, counted from 0: its sinks, then its locals. A split is a run of
-// visible blocks whose length depends on their number only, so that a row gets the same bits in any
-// batch and with any form of table.
-//
 // latent 512, rope 64, bf16 cache: mma.sync. Grid (rows x head tiles, splits), the latter as many as
 // the table can hold; CTAs behind a row's last split return at once. A CTA brings tiles of 64 keys to
 // shared memory once, for the scores q k^T and for the sums p k[:, :512] of all its 16, 32 or 64
 // heads. Its 8 warps divide the scores by heads and keys and the sums by columns: 64 each. Partial
 // sums of several splits go through scratch memory and are merged by a second kernel, in ascending
 // order of keys.
-// Everything else: one CTA for a row and a head, without tensor cores.
+// Everything else: decode_simple.cuh. Rows, visible blocks and splits: decode_rows.cuh.
 //
 // The device cannot fail a stream: a row whose table or sequence is broken becomes NaN.
 #include <algorithm>
 
 #include "cuda/attention_mma.cuh"
 #include "cuda/cuda_ops.h"
+#include "ops/attention/decode_rows.cuh"
+#include "ops/attention/decode_simple.cuh"
 
 namespace loza::cuda {
 namespace attention {
 namespace {
 
-constexpr int kMinSplitBlocks = 2;                      // blocks of a split, doubled
-constexpr int kMaxSplits = 128;                         // until a row has at most so many
-constexpr size_t kMaxPartialBytes = size_t{256} << 20;  // alive at a time
-
-constexpr int kSimpleThreads = kBlockTokens;  // one key a thread
+constexpr size_t kMaxPartialBytes = size_t{256} << 20;  // of partial results alive at a time
 constexpr int kMergeThreads = 128;
 
 template <int kHeadTiles_>
@@ -54,94 +48,6 @@ struct DecodeStorage {
   float exchange[Traits::kKeyWarps][Traits::kHeads];  // highest scores, at the end totals
   float shrink[Traits::kHeads];
 };
-
-// Strides are in elements; the last dimension of everything is contiguous.
-struct DecodeProblem {
-  bf16* out;                    // [rows, heads, latent]
-  const bf16* q;                // [rows, heads, width]
-  const void* cache;            // [slots, width]
-  const int32_t* block_table;   // [sequences, entries]
-  const int32_t* first_local;   // [sequences]
-  const int32_t* query_starts;  // [sequences + 1]
-  const int32_t* positions;     // [rows]
-  float* sums;                  // scratch [rows of the launch, max_splits, heads, latent]
-  float* stats;                 // scratch [rows of the launch, max_splits, heads, 2]
-  int64_t out_row, out_head, q_row, q_head, cache_row, table_row, slots;
-  int64_t first_local_step, starts_step, positions_step;
-  int64_t first_row;  // of the launch
-  int32_t heads, head_tiles, latent, width, sequences, entries, max_splits;
-  float scale;  // softmax_scale log2(e): exponentials are powers of two
-  KeyRange range;
-};
-
-struct Row {
-  int32_t position = -1;
-  int32_t blocks = 0;        // visible ones; 0: the row becomes `nothing`
-  int32_t split_blocks = 1;  // visible blocks of a split
-  int32_t splits = 0;
-  int32_t sinks = 0;  // visible sinks
-  int32_t first = 0;  // first visible local block
-  int64_t shift = 0;  // from a local block to its entry
-  const int32_t* table = nullptr;
-  float nothing = 0;
-};
-
-// ---- Rows, blocks, slots ----
-
-// The last sequence that starts at or before the row, or -1.
-__device__ int find_sequence(const DecodeProblem& problem, int64_t row) {
-  int begin = 0, end = problem.sequences + 1;  // the first start behind the row
-  while (begin < end) {
-    const int middle = (begin + end) / 2;
-    if (problem.query_starts[middle * problem.starts_step] <= row)
-      begin = middle + 1;
-    else
-      end = middle;
-  }
-  return begin - 1;
-}
-
-__device__ Row describe_row(const DecodeProblem& problem, int64_t index) {
-  Row row;
-  row.position = problem.positions[index * problem.positions_step];
-  if (row.position < 0) return row;
-  row.nothing = not_a_number();
-  const int sequence = find_sequence(problem, index);
-  if (sequence < 0 || sequence >= problem.sequences) return row;
-  const int block = row.position / kBlockTokens, sink_blocks = problem.range.sink_blocks;
-  const int first = problem.range.first_local_block(block);
-  const int sinks = min(sink_blocks, block + 1), locals = max(0, block + 1 - first);
-  const int64_t shift =
-      int64_t{sink_blocks} - problem.first_local[sequence * problem.first_local_step];
-  const bool fits =
-      sinks <= problem.entries &&
-      (locals == 0 || (first + shift >= sink_blocks && block + shift < problem.entries));
-  if (!fits) return row;
-  row.sinks = sinks, row.first = first, row.shift = shift;
-  row.table = problem.block_table + sequence * problem.table_row;
-  row.blocks = sinks + locals;
-  row.split_blocks = kMinSplitBlocks;
-  while ((row.blocks + row.split_blocks - 1) / row.split_blocks > kMaxSplits) row.split_blocks *= 2;
-  row.splits = (row.blocks + row.split_blocks - 1) / row.split_blocks;
-  return row;
-}
-
-__device__ int64_t absolute_block(const Row& row, int visible) {
-  return visible < row.sinks ? visible : row.first + visible - row.sinks;
-}
-
-// How many keys of a visible block the row sees: a prefix.
-__device__ int keys_of(const Row& row, int visible) {
-  const int64_t behind = int64_t{row.position} + 1 - absolute_block(row, visible) * kBlockTokens;
-  return static_cast<int>(min(int64_t{kBlockTokens}, behind));
-}
-
-// The cache row of a visible block, or -1 where the table names none.
-__device__ int64_t slot_of(const DecodeProblem& problem, const Row& row, int visible) {
-  const int64_t entry = visible < row.sinks ? visible : absolute_block(row, visible) + row.shift;
-  const int64_t slot = int64_t{row.table[entry]} * kBlockTokens;
-  return slot >= 0 && slot + keys_of(row, visible) <= problem.slots ? slot : -1;
-}
 
 // ---- Tensor cores ----
 
@@ -447,112 +353,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const DecodeProble
   out[1] = pack(sums.z * inverse, sums.w * inverse);
 }
 
-// ---- Without tensor cores ----
-
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
-
-// The same value for all threads, by all threads; `exchange` has one float a warp.
-template <bool kMax>
-__device__ float reduce_block(float value, float* exchange) {
-  for (int offset = 16; offset > 0; offset /= 2) {
-    const float other = __shfl_xor_sync(0xffffffff, value, offset);
-    value = kMax ? fmaxf(value, other) : value + other;
-  }
-  __syncthreads();  // the result before has been read
-  if (threadIdx.x % kLanes == 0) exchange[threadIdx.x / kLanes] = value;
-  __syncthreads();
-  value = exchange[0];
-  for (int w = 1; w < kSimpleThreads / kLanes; w++)
-    value = kMax ? fmaxf(value, exchange[w]) : value + exchange[w];
-  return value;
-}
-
-size_t simple_bytes(const DecodeProblem& problem) {
-  return sizeof(float) *
-         (problem.width + problem.latent + kSimpleThreads + kSimpleThreads / kLanes);
-}
-
-// One CTA for a row and a head; thread i scores key i of a block, then adds columns i, i + 128, ...
-template <class Cache>
-__global__ void __launch_bounds__(kSimpleThreads) simple_kernel(const DecodeProblem problem) {
-  extern __shared__ __align__(128) unsigned char shared_bytes[];
-  float* q = reinterpret_cast<float*>(shared_bytes);  // [width]
-  float* sums = q + problem.width;                    // [latent]
-  float* p = sums + problem.latent;                   // [kSimpleThreads]
-  float* exchange = p + kSimpleThreads;               // [warps]
-  const int64_t index = blockIdx.x / problem.heads, head = blockIdx.x % problem.heads;
-  const int thread = static_cast<int>(threadIdx.x);
-  const Row row = describe_row(problem, index);
-  const bf16* from = problem.q + index * problem.q_row + head * problem.q_head;
-  for (int i = thread; i < problem.width; i += kSimpleThreads) q[i] = to_float(from[i]);
-  for (int i = thread; i < problem.latent; i += kSimpleThreads) sums[i] = 0;
-  __syncthreads();
-  float highest = negative_infinity(), total = 0;
-  bool broken = false;
-  for (int visible = 0; visible < row.blocks; visible++) {
-    const int64_t slot = slot_of(problem, row, visible);
-    const int keys = slot < 0 ? 0 : keys_of(row, visible);
-    broken = broken || slot < 0;
-    const Cache* cache = static_cast<const Cache*>(problem.cache) + slot * problem.cache_row;
-    float score = negative_infinity();
-    if (thread < keys) {
-      score = 0;
-      const Cache* key = cache + thread * problem.cache_row;
-      for (int i = 0; i < problem.width; i++) score = fmaf(q[i], to_float(key[i]), score);
-      score *= problem.scale;
-    }
-    const float new_highest = fmaxf(highest, reduce_block<true>(score, exchange));
-    const float base = new_highest == negative_infinity() ? 0.0f : new_highest;
-    const float shrink = exp2f(highest - base), own = exp2f(score - base);
-    highest = new_highest;
-    total = total * shrink + own;
-    p[thread] = own;
-    __syncthreads();
-    for (int i = thread; i < problem.latent; i += kSimpleThreads) {
-      float sum = sums[i] * shrink;
-      for (int j = 0; j < keys; j++)
-        sum = fmaf(p[j], to_float(cache[j * problem.cache_row + i]), sum);
-      sums[i] = sum;
-    }
-    // The next block's reduction has a barrier before p is written again.
-  }
-  total = reduce_block<false>(total, exchange);
-  bf16* out = problem.out + index * problem.out_row + head * problem.out_head;
-  for (int i = thread; i < problem.latent; i += kSimpleThreads)
-    out[i] = __float2bfloat16(row.blocks == 0 ? row.nothing
-                              : broken        ? not_a_number()
-                                              : sums[i] / total);
-}
-
 // ---- Launch ----
-
-DecodeProblem describe(const AttentionDecodeParams& params) {
-  const Tensor &out = params.out, &q = params.q, &cache = params.cache;
-  DecodeProblem problem{};
-  problem.out = out.as<bf16>(), problem.out_row = out.stride(0), problem.out_head = out.stride(1);
-  problem.q = q.as<bf16>(), problem.q_row = q.stride(0), problem.q_head = q.stride(1);
-  problem.cache = cache.data, problem.cache_row = cache.stride(0), problem.slots = cache.dim(0);
-  problem.block_table = params.block_table.as<int32_t>();
-  problem.table_row = params.block_table.stride(0);
-  problem.first_local = params.first_local.as<int32_t>();
-  problem.first_local_step = params.first_local.stride(0);
-  problem.query_starts = params.query_starts.as<int32_t>();
-  problem.starts_step = params.query_starts.stride(0);
-  problem.positions = params.positions.as<int32_t>();
-  problem.positions_step = params.positions.stride(0);
-  problem.heads = static_cast<int32_t>(q.dim(1));
-  problem.latent = static_cast<int32_t>(out.dim(2));
-  problem.width = static_cast<int32_t>(q.dim(2));
-  problem.sequences = static_cast<int32_t>(params.block_table.dim(0));
-  problem.entries = static_cast<int32_t>(params.block_table.dim(1));
-  // Every visible block has an entry.
-  const int splits = (problem.entries + kMinSplitBlocks - 1) / kMinSplitBlocks;
-  problem.max_splits = std::clamp(splits, 1, kMaxSplits);
-  problem.scale = params.softmax_scale * kLog2e;
-  problem.range = params.range;
-  return problem;
-}
 
 bool fits_tensor_cores(const AttentionDecodeParams& params) {
   using Traits = DecodeTraits<1>;
@@ -594,15 +395,6 @@ void launch_decode(DecodeProblem problem, int64_t rows, CudaStream& stream) {
     merge_kernel<Traits><<<merge_grid, kMergeThreads, 0, stream.handle()>>>(problem);
     check_launch("attention_decode: merge");
   }
-}
-
-template <class Cache>
-void launch_simple(const DecodeProblem& problem, int64_t rows, cudaStream_t stream) {
-  const size_t bytes = simple_bytes(problem);
-  loza::check(bytes <= 48 * 1024, "attention_decode: no kernel for ", problem.width, " columns");
-  const auto grid = static_cast<unsigned>(rows * problem.heads);
-  simple_kernel<Cache><<<grid, kSimpleThreads, bytes, stream>>>(problem);
-  check_launch("attention_decode");
 }
 
 }  // namespace
