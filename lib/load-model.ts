@@ -19,6 +19,7 @@ import { Device, listDevices } from './native/device';
 import { Ops } from './native/ops';
 import { bytesPerElement, type DType } from './native/tensor';
 import type { BatchLimits } from './runner/batch';
+import { DecodeGraphs } from './runner/decode-graphs';
 import { ModelRunner } from './runner/model-runner';
 import { attentionsOfKind, type RopeAngles } from './runner/step';
 
@@ -113,7 +114,16 @@ async function loadOnto(
   const groups = makeGroups(device, plan, options, cacheDtype, maxTokens);
   const angles = uploadAngles(device, ops, table, options.rope.exactAngles);
   const limits = batchLimits(model, options, bytesPerElement[device.activation]);
-  const runner = new ModelRunner(ops, built, groups, angles, limits, model.mla.vocabSize);
+  const graphs = options.decodeGraphs ?? device.kind === 'cuda';
+  const runner = new ModelRunner(
+    ops,
+    built,
+    groups,
+    angles,
+    limits,
+    model.mla.vocabSize,
+    graphs ? new DecodeGraphs(device, ops, built, groups, angles) : undefined,
+  );
   await ops.stream.synchronize();
   const engine = new Engine(runner, options);
   return { plan, device, deviceInfo, deviceNote, cacheDtype, maxTokens, groups, engine };

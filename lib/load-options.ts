@@ -24,6 +24,8 @@ export interface LoadOptions {
   maxSequences?: number | undefined;
   /** New tokens of a sequence from which attention expands keys and values. Default: where that is cheaper. */
   expandedMinTokens?: number | undefined;
+  /** Record decode steps once and replay them (default: on a GPU). The tokens are the same. */
+  decodeGraphs?: boolean | undefined;
   signal?: AbortSignal | undefined;
   onProgress?: ((progress: LoadProgress) => void) | undefined;
 }
@@ -45,6 +47,7 @@ export interface ResolvedLoadOptions {
   chunkTokens: number;
   maxSequences: number;
   expandedMinTokens: number | undefined;
+  decodeGraphs: boolean | undefined;
   signal: AbortSignal | undefined;
   onProgress: ((progress: LoadProgress) => void) | undefined;
 }
@@ -60,6 +63,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
     'chunkTokens',
     'maxSequences',
     'expandedMinTokens',
+    'decodeGraphs',
     'signal',
     'onProgress',
   ]);
@@ -72,9 +76,8 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
   if (onProgress !== undefined && typeof onProgress !== 'function') {
     throw invalid('onProgress', 'a function', onProgress);
   }
-  if (rope.exactAngles !== undefined && typeof rope.exactAngles !== 'boolean') {
-    throw invalid('rope.exactAngles', 'true or false', rope.exactAngles);
-  }
+  checkFlag('rope.exactAngles', rope.exactAngles);
+  checkFlag('decodeGraphs', options.decodeGraphs);
   return {
     device: oneOf('device', options.device ?? 'auto', ['auto', 'cpu', 'cuda']),
     attention,
@@ -84,6 +87,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
     maxSequences: integer('maxSequences', options.maxSequences, 4096) ?? 16,
     expandedMinTokens: integer('expandedMinTokens', options.expandedMinTokens, 2 ** 30),
     rope: { yarnFactor: rope.yarnFactor, exactAngles: rope.exactAngles ?? false },
+    decodeGraphs: options.decodeGraphs,
     signal,
     onProgress,
   };
@@ -97,6 +101,11 @@ export function checkObject(name: string, value: unknown, keys: readonly string[
   const unknown = Object.keys(value).find((key) => !keys.includes(key));
   if (unknown === undefined) return;
   throw invalid(name, `an object with ${keys.join(', ')}`, unknown);
+}
+
+function checkFlag(name: string, value: unknown): void {
+  if (value !== undefined && typeof value !== 'boolean')
+    throw invalid(name, 'true or false', value);
 }
 
 function integer(name: string, value: number | undefined, max: number): number | undefined {

@@ -1,9 +1,5 @@
-import {
-  seenWords,
-  type SampledToken,
-  type SamplingRow,
-  type StepOutput,
-} from '../runner/model-runner';
+import type { StepOutput } from '../runner/model-runner';
+import { seenWords, type SampledToken, type SamplingRow } from '../runner/sampling-row';
 import type { SamplingParams } from '../runner/sampling';
 import { StopStrings } from '../runner/stop-strings';
 import { Detokenizer } from '../tokenizer/detokenizer';

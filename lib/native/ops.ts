@@ -302,9 +302,19 @@ export class Ops {
       result.topTokens = this.integers(rows, alternatives);
       result.topLogprobs = this.float(rows, alternatives);
     }
+    this.sampleInto(result, logits, settings, integers, seen);
+    return result;
+  }
+
+  sampleInto(
+    result: SampleResult,
+    logits: Tensor,
+    settings: Tensor,
+    integers: Tensor,
+    seen: Tensor | undefined,
+  ): void {
     const { tokens, logprobs, topTokens, topLogprobs } = result;
     this.run.Sample(tokens, logprobs, topTokens, topLogprobs, logits, settings, integers, seen);
-    return result;
   }
 
   /** Converts (and, with a scale, dequantises) into a tensor the caller gives. */

@@ -3,29 +3,15 @@ import type { Model } from '../model/model';
 import type { Ops, SampleResult } from '../native/ops';
 import type { Tensor } from '../native/tensor';
 import { planBatch, type Batch, type BatchItem, type BatchLimits } from './batch';
+import { isPlainDecode, type DecodeGraphs } from './decode-graphs';
+import {
+  packIntegers,
+  packSettings,
+  seenWords,
+  type SampledToken,
+  type SamplingRow,
+} from './sampling-row';
 import { uploadStep, type RopeAngles } from './step';
-
-/** How one sequence chooses its next token; native/ops/sample/sample.h. */
-export interface SamplingRow {
-  temperature: number;
-  topK: number;
-  topP: number;
-  minP: number;
-  repetitionPenalty: number;
-  seed: number;
-  /** Tokens drawn before: with the seed, all that the draw depends on. */
-  counter: number;
-  /** Bit mask of the tokens the penalty applies to; only with a penalty. */
-  seen?: Int32Array;
-  /** Alternatives to report. */
-  alternatives: number;
-}
-
-export interface SampledToken {
-  token: number;
-  logprob: number;
-  alternatives: { token: number; logprob: number }[];
-}
 
 /** What one sequence does in a step: `count` new tokens, and what is wanted of them. */
 export interface StepWork extends BatchItem {
@@ -53,6 +39,8 @@ export class ModelRunner {
     private readonly angles: RopeAngles,
     private readonly limits: BatchLimits,
     private readonly vocabSize: number,
+    /** undefined: decode steps run eagerly. */
+    private readonly graphs: DecodeGraphs | undefined,
   ) {}
 
   /**
@@ -74,6 +62,9 @@ export class ModelRunner {
   /** Resolves when the step is done, also if nothing of it is read: chunks must not pile up. */
   private enqueue(work: readonly StepWork[]) {
     const batch = planBatch(work, this.groups, this.limits);
+    if (this.graphs !== undefined && isPlainDecode(batch, work)) {
+      return Promise.all([this.graphs.run(batch, work), Promise.resolve<Float32Array[]>([])]);
+    }
     const hidden = this.model.forward(uploadStep(this.ops, batch, this.angles));
     const results = [this.sample(hidden, batch, work), this.score(hidden, batch, work)] as const;
     return Promise.all([...results, this.ops.stream.synchronize()]);
@@ -160,8 +151,7 @@ export class ModelRunner {
 
   private uploadSettings(rows: readonly SamplingRow[]): Tensor {
     const settings = this.ops.float(rows.length, 4);
-    const values = rows.flatMap((r) => [r.temperature, r.topP, r.minP, r.repetitionPenalty]);
-    this.ops.stream.write(settings, Float32Array.from(values));
+    this.ops.stream.write(settings, packSettings(rows));
     return settings;
   }
 
@@ -172,19 +162,6 @@ export class ModelRunner {
     rows.forEach((row, i) => row.seen && masks.set(row.seen, i * words));
     return this.ops.upload(masks, rows.length, words);
   }
-}
-
-/** Words of the bit mask of seen tokens. */
-export const seenWords = (vocabSize: number): number => Math.ceil(vocabSize / 32);
-
-function packIntegers(rows: readonly SamplingRow[]): Int32Array {
-  const values = rows.flatMap(({ topK, seed, counter }) => [
-    topK,
-    (seed % 2 ** 32) | 0,
-    Math.floor(seed / 2 ** 32) | 0,
-    counter,
-  ]);
-  return Int32Array.from(values);
 }
 
 function concatenate(parts: readonly Float32Array[]): Float32Array {

@@ -38,45 +38,67 @@ export interface RopeAngles {
   exact: boolean;
 }
 
+/** A batch on the device, before it is a step. */
+export interface StepTensors {
+  rows: number;
+  absorbedRows: number;
+  tokens: Tensor; // i32 [rows]
+  positions: Tensor; // i32 [rows]
+  queryStarts: Tensor; // i32 [absorbed sequences + 1]
+  groups: (GroupTensors & { group: LayerGroup })[];
+}
+
+export type GroupTensors = Omit<StepAttention, 'cache' | 'range'>;
+
 /** Uploads a batch; tables and slot mappings are shared by all attentions of a group. */
 export function uploadStep(ops: Ops, batch: Batch, angles: RopeAngles): Step {
-  const positions = ops.upload(batch.positions);
-  const groups = batch.groups.map((group) => uploadGroup(ops, group, batch));
-  const attentions: StepAttention[] = [];
-  batch.groups.forEach(({ group }, g) => {
-    group.attentions.forEach((attention, n) => {
-      const tables = groups[g] as GroupTensors;
-      attentions[attention] = { cache: group.cache(n), range: group.range, ...tables };
-    });
-  });
-  return {
-    ops,
+  const tensors = {
     rows: batch.rows,
     absorbedRows: batch.absorbedRows,
     tokens: ops.upload(batch.tokens),
-    ropeTable: ops.ropeTable(
-      positions,
-      angles.inverseFrequencies,
-      angles.attentionScale,
-      angles.exact,
-    ),
+    positions: ops.upload(batch.positions),
     queryStarts: ops.upload(batch.queryStarts),
-    absorbedPositions: positions.slice(0, 0, batch.absorbedRows),
+    groups: batch.groups.map((group) => uploadGroup(ops, group, batch)),
+  };
+  return makeStep(ops, tensors, angles);
+}
+
+/** Enqueues what all layers share, and gives each attention its cache and its group's tables. */
+export function makeStep(ops: Ops, tensors: StepTensors, angles: RopeAngles): Step {
+  const { rows, absorbedRows, tokens, positions, queryStarts, groups } = tensors;
+  const attentions: StepAttention[] = [];
+  for (const { group, ...tables } of groups) {
+    group.attentions.forEach((attention, n) => {
+      attentions[attention] = { cache: group.cache(n), range: group.range, ...tables };
+    });
+  }
+  const { inverseFrequencies, attentionScale, exact } = angles;
+  return {
+    ops,
+    rows,
+    absorbedRows,
+    tokens,
+    ropeTable: ops.ropeTable(positions, inverseFrequencies, attentionScale, exact),
+    queryStarts,
+    absorbedPositions: positions.slice(0, 0, absorbedRows),
     attention: (index) => attentions[index] as StepAttention,
   };
 }
 
-type GroupTensors = Omit<StepAttention, 'cache' | 'range'>;
-
-function uploadGroup(ops: Ops, group: GroupBatch, batch: Batch): GroupTensors {
-  const sequences = batch.queryStarts.length - 1;
+function uploadGroup(
+  ops: Ops,
+  batch: GroupBatch,
+  { queryStarts }: Batch,
+): GroupTensors & { group: LayerGroup } {
+  const sequences = queryStarts.length - 1;
   return {
-    slots: ops.upload(group.slots),
+    group: batch.group,
+    slots: ops.upload(batch.slots),
     blocks: {
-      blockTable: ops.upload(group.blockTable, sequences, group.tableWidth),
-      firstLocal: ops.upload(group.firstLocal),
+      blockTable: ops.upload(batch.blockTable, sequences, batch.tableWidth),
+      firstLocal: ops.upload(batch.firstLocal),
     },
-    rounds: group.rounds.map((round) => ({
+    rounds: batch.rounds.map((round) => ({
       slots: ops.upload(round.slots),
       segments: ops.upload(round.segments, round.segments.length / 6, 6),
     })),

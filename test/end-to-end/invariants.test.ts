@@ -1,5 +1,5 @@
 import path from 'node:path';
-import { LanguageModel, type LoadOptions } from '../../lib';
+import { LanguageModel, type GenerateOptions, type LoadOptions } from '../../lib';
 import { goldenDir } from '../support/goldens';
 import { randomTokens } from '../support/prompts';
 
@@ -94,6 +94,26 @@ test('decode gives the row that prefill gives', async () => {
       const scores = logits.subarray(row * vocabulary, (row + 1) * vocabulary);
       expect(scores.indexOf(Math.max(...scores))).toBe(token);
     });
+  });
+});
+
+describe('recorded decode steps give what eager ones give, bit for bit', () => {
+  const prompts = [1, 2, 130, 1020, 1300].map((length) => randomTokens(length, vocabulary, length));
+  const run = (decodeGraphs: boolean, options: GenerateOptions) =>
+    withModel(zigzag, { decodeGraphs, maxTokens: 16_384 }, async (model) => {
+      const generate = (prompt: Int32Array) => model.generate(prompt, options).result();
+      const together = await Promise.all(prompts.map(generate));
+      const alone = await generate(prompts[3] ?? new Int32Array());
+      return [...together, alone].map(({ tokens, logprobs }) => ({ tokens, logprobs }));
+    });
+
+  // 30 tokens: tables outgrow their bucket, batches shrink as sequences end.
+  test.each<[string, GenerateOptions]>([
+    ['greedy', { maxNewTokens: 30, ignoreEos: true, logprobs: true }],
+    ['sampled', { maxNewTokens: 30, temperature: 0.8, topK: 40, topP: 0.9, seed: 5 }],
+    ['with a penalty, which stays eager', { maxNewTokens: 12, repetitionPenalty: 1.3 }],
+  ])('%s', async (_, options) => {
+    expect(await run(true, options)).toEqual(await run(false, options));
   });
 });
 
