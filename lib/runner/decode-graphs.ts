@@ -2,7 +2,7 @@ import type { LayerGroup } from '../kv/layer-group';
 import type { Model } from '../model/model';
 import type { Device, Graph } from '../native/device';
 import type { Ops, SampleResult } from '../native/ops';
-import type { Tensor, DType } from '../native/tensor';
+import type { Tensor } from '../native/tensor';
 import type { Batch, GroupBatch } from './batch';
 import type { StepWork } from './model-runner';
 import { packIntegers, packSettings, type SampledToken } from './sampling-row';
@@ -58,9 +58,44 @@ export class DecodeGraphs {
   }
 }
 
-/** The fixed buffers of one graph. */
+/** Where each input lies in a bucket's one input buffer, in elements of four bytes. */
+interface Layout {
+  tokens: number;
+  positions: number;
+  settings: number;
+  integers: number;
+  groups: { slots: number; firstLocal: number; blockTable: number }[];
+  length: number;
+}
+
+function layOut(rows: number, widths: readonly number[]): Layout {
+  let length = 0;
+  const take = (elements: number) => {
+    const offset = length;
+    length += elements;
+    return offset;
+  };
+  const tokens = take(rows);
+  const positions = take(rows);
+  const settings = take(rows * 4);
+  const integers = take(rows * 4);
+  const groups = widths.map((width) => ({
+    slots: take(rows),
+    firstLocal: take(rows),
+    blockTable: take(rows * width),
+  }));
+  return { tokens, positions, settings, integers, groups, length };
+}
+
+/**
+ * The fixed buffers of one graph. All inputs lie in one buffer and both results in another: a step
+ * costs one write and one read.
+ */
 class Bucket {
   graph: Graph | undefined;
+  private readonly layout: Layout;
+  private readonly inputs: Tensor; // i32 [layout.length]
+  private readonly outputs: Tensor; // i32 [2, rows]: tokens, then the bits of the log-probabilities
   private readonly step: StepTensors;
   private readonly settings: Tensor;
   private readonly integers: Tensor;
@@ -75,47 +110,47 @@ class Bucket {
     private readonly rows: number,
     private readonly widths: readonly number[],
   ) {
-    const allocate = (dtype: DType, ...shape: number[]) =>
-      device.allocate(dtype, shape, 'workspace');
+    this.layout = layOut(rows, widths);
+    const { layout } = this;
+    this.inputs = device.allocate('i32', [layout.length], 'workspace');
+    this.outputs = device.allocate('i32', [2, rows], 'workspace');
+    const queryStarts = device.allocate('i32', [rows + 1], 'workspace');
+    ops.stream.write(
+      queryStarts,
+      Int32Array.from({ length: rows + 1 }, (_, row) => row),
+    );
+    const row = (offset: number) => this.inputs.view('i32', [rows], [1], offset);
     this.step = {
       rows,
       absorbedRows: rows,
-      tokens: allocate('i32', rows),
-      positions: allocate('i32', rows),
-      queryStarts: allocate('i32', rows + 1),
-      groups: groups.map((group, g) => ({
-        group,
-        slots: allocate('i32', rows),
-        blocks: {
-          blockTable: allocate('i32', rows, widths[g] ?? 1),
-          firstLocal: allocate('i32', rows),
-        },
-        rounds: [],
-      })),
+      tokens: row(layout.tokens),
+      positions: row(layout.positions),
+      queryStarts,
+      groups: groups.map((group, g) => this.groupTensors(group, g)),
     };
-    this.settings = allocate('f32', rows, 4);
-    this.integers = allocate('i32', rows, 4);
-    this.result = { tokens: allocate('i32', rows), logprobs: allocate('f32', rows) };
-    ops.stream.write(
-      this.step.queryStarts,
-      Int32Array.from({ length: rows + 1 }, (_, row) => row),
-    );
+    this.settings = this.inputs.view('f32', [rows, 4], [4, 1], layout.settings);
+    this.integers = this.inputs.view('i32', [rows, 4], [4, 1], layout.integers);
+    this.result = {
+      tokens: this.outputs.view('i32', [rows], [1], 0),
+      logprobs: this.outputs.view('f32', [rows], [1], rows),
+    };
   }
 
   /** Overwrites all that varies. */
   write(batch: Batch, work: readonly StepWork[]): void {
-    const { stream } = this.ops;
-    const { rows, step } = this;
-    stream.write(step.tokens, padded(batch.tokens, rows, 0));
-    stream.write(step.positions, padded(batch.positions, rows, -1));
-    batch.groups.forEach((group, g) => this.writeGroup(group, g, batch.rows));
+    const { rows, layout } = this;
+    const inputs = new Int32Array(layout.length);
+    const settings = new Float32Array(inputs.buffer, layout.settings * 4, rows * 4);
     const samples = work.flatMap(({ sample }) => sample ?? []);
-    const settings = new Float32Array(rows * 4);
+    inputs.set(batch.tokens, layout.tokens);
+    inputs.fill(-1, layout.positions, layout.positions + rows);
+    inputs.set(batch.positions, layout.positions);
     // Padding is greedy: temperature 0, top-p 1, min-p 0, penalty 1.
-    for (let row = samples.length; row < rows; row++) settings.set([0, 1, 0, 1], row * 4);
+    for (let row = 0; row < rows; row++) settings.set([0, 1, 0, 1], row * 4);
     settings.set(packSettings(samples));
-    stream.write(this.settings, settings);
-    stream.write(this.integers, padded(packIntegers(samples), rows * 4, 0));
+    inputs.set(packIntegers(samples), layout.integers);
+    batch.groups.forEach((group, g) => this.fillGroup(inputs, group, g, batch.rows));
+    this.ops.stream.write(this.inputs, inputs);
   }
 
   /** Enqueues the step itself: the same operations on the same addresses every time. */
@@ -128,40 +163,50 @@ class Bucket {
   }
 
   async read(count: number): Promise<SampledToken[]> {
-    const { stream } = this.ops;
-    const [tokens, logprobs] = await Promise.all([
-      stream.readIntegers(this.result.tokens),
-      stream.readFloats(this.result.logprobs),
-    ]);
-    return Array.from(tokens.subarray(0, count), (token, row) => ({
+    const outputs = await this.ops.stream.readIntegers(this.outputs);
+    const logprobs = new Float32Array(outputs.buffer, this.rows * 4, this.rows);
+    return Array.from(outputs.subarray(0, count), (token, row) => ({
       token,
       logprob: logprobs[row] ?? NaN,
       alternatives: [],
     }));
   }
 
-  private writeGroup(group: GroupBatch, g: number, count: number): void {
-    const { stream } = this.ops;
-    const tensors = this.step.groups[g];
-    if (tensors === undefined) return;
+  private groupTensors(group: LayerGroup, g: number): StepTensors['groups'][number] {
+    const { inputs, rows } = this;
+    const { slots, firstLocal, blockTable } = this.placeOf(g);
     const width = this.widths[g] ?? 1;
-    const table = new Int32Array(this.rows * width).fill(-1);
+    return {
+      group,
+      slots: inputs.view('i32', [rows], [1], slots),
+      blocks: {
+        blockTable: inputs.view('i32', [rows, width], [width, 1], blockTable),
+        firstLocal: inputs.view('i32', [rows], [1], firstLocal),
+      },
+      rounds: [],
+    };
+  }
+
+  private fillGroup(inputs: Int32Array, group: GroupBatch, g: number, count: number): void {
+    const { rows } = this;
+    const { slots, firstLocal, blockTable } = this.placeOf(g);
+    const width = this.widths[g] ?? 1;
+    inputs.fill(-1, slots, slots + rows);
+    inputs.set(group.slots, slots);
+    inputs.set(group.firstLocal, firstLocal);
+    inputs.fill(-1, blockTable, blockTable + rows * width);
     for (let row = 0; row < count; row++) {
       const from = row * group.tableWidth;
-      table.set(group.blockTable.subarray(from, from + group.tableWidth), row * width);
+      const entries = group.blockTable.subarray(from, from + group.tableWidth);
+      inputs.set(entries, blockTable + row * width);
     }
-    stream.write(tensors.slots, padded(group.slots, this.rows, -1));
-    stream.write(tensors.blocks.blockTable, table);
-    stream.write(tensors.blocks.firstLocal, padded(group.firstLocal, this.rows, 0));
+  }
+
+  private placeOf(g: number): Layout['groups'][number] {
+    return this.layout.groups[g] ?? { slots: 0, firstLocal: 0, blockTable: 0 };
   }
 }
 
 function powerOfTwo(value: number): number {
   return 2 ** Math.ceil(Math.log2(Math.max(1, value)));
-}
-
-function padded(values: Int32Array, length: number, filler: number): Int32Array {
-  const result = new Int32Array(length).fill(filler);
-  result.set(values);
-  return result;
 }
