@@ -84,10 +84,11 @@ export async function loadModel(dir: string, options: ResolvedLoadOptions): Prom
   await checkScales(plan.checkpoint, options.signal);
   throwIfAborted(options.signal);
   const { info, note } = chooseDevice(options.device);
-  cacheType(info.kind, options.dtype);
+  const cacheDtype = cacheType(info.kind, options.dtype);
   const device = new Device(info.kind);
   try {
-    return await loadOnto(device, plan, options, info, note);
+    const loaded = await loadOnto(device, plan, options, cacheDtype);
+    return { ...loaded, deviceInfo: info, deviceNote: note };
   } catch (error) {
     device.close();
     throw error;
@@ -98,9 +99,8 @@ async function loadOnto(
   device: Device,
   plan: LoadPlan,
   options: ResolvedLoadOptions,
-  deviceInfo: NativeDeviceInfo,
-  deviceNote: string | undefined,
-): Promise<LoadedModel> {
+  cacheDtype: DType,
+): Promise<Omit<LoadedModel, 'deviceInfo' | 'deviceNote'>> {
   const { model, table, maxPosition } = plan;
   const ops = new Ops(device.makeStream(), device.makeArena());
   const loader = new WeightLoader(plan.checkpoint, device, ops);
@@ -108,7 +108,6 @@ async function loadOnto(
   await copyWeights(loader, ops, options);
   loader.finish();
 
-  const cacheDtype = cacheType(device.kind, options.dtype);
   const maxTokens =
     options.maxTokens ?? Math.min(Math.max(maxPosition, 16_384), mostDefaultTokens[device.kind]);
   const groups = makeGroups(device, plan, options, cacheDtype, maxTokens);
@@ -126,7 +125,7 @@ async function loadOnto(
   );
   await ops.stream.synchronize();
   const engine = new Engine(runner, options);
-  return { plan, device, deviceInfo, deviceNote, cacheDtype, maxTokens, groups, engine };
+  return { plan, device, cacheDtype, maxTokens, groups, engine };
 }
 
 /** 'auto' takes the best usable device; a named one is taken or its reason thrown. */

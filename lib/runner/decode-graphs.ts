@@ -64,8 +64,16 @@ interface Layout {
   positions: number;
   settings: number;
   integers: number;
-  groups: { slots: number; firstLocal: number; blockTable: number }[];
+  groups: GroupLayout[];
   length: number;
+}
+
+interface GroupLayout {
+  slots: number;
+  firstLocal: number;
+  blockTable: number;
+  /** Entries of a row of the block table. */
+  width: number;
 }
 
 function layOut(rows: number, widths: readonly number[]): Layout {
@@ -83,6 +91,7 @@ function layOut(rows: number, widths: readonly number[]): Layout {
     slots: take(rows),
     firstLocal: take(rows),
     blockTable: take(rows * width),
+    width,
   }));
   return { tokens, positions, settings, integers, groups, length };
 }
@@ -108,7 +117,7 @@ class Bucket {
     groups: readonly LayerGroup[],
     private readonly angles: RopeAngles,
     private readonly rows: number,
-    private readonly widths: readonly number[],
+    widths: readonly number[],
   ) {
     this.layout = layOut(rows, widths);
     const { layout } = this;
@@ -126,7 +135,7 @@ class Bucket {
       tokens: row(layout.tokens),
       positions: row(layout.positions),
       queryStarts,
-      groups: groups.map((group, g) => this.groupTensors(group, g)),
+      groups: layout.groups.map((place, g) => this.groupTensors(groups[g] as LayerGroup, place)),
     };
     this.settings = this.inputs.view('f32', [rows, 4], [4, 1], layout.settings);
     this.integers = this.inputs.view('i32', [rows, 4], [4, 1], layout.integers);
@@ -149,7 +158,9 @@ class Bucket {
     for (let row = 0; row < rows; row++) settings.set([0, 1, 0, 1], row * 4);
     settings.set(packSettings(samples));
     inputs.set(packIntegers(samples), layout.integers);
-    batch.groups.forEach((group, g) => this.fillGroup(inputs, group, g, batch.rows));
+    layout.groups.forEach((place, g) => {
+      this.fillGroup(inputs, batch.groups[g] as GroupBatch, place, batch.rows);
+    });
     this.ops.stream.write(this.inputs, inputs);
   }
 
@@ -172,10 +183,9 @@ class Bucket {
     }));
   }
 
-  private groupTensors(group: LayerGroup, g: number): StepTensors['groups'][number] {
+  private groupTensors(group: LayerGroup, place: GroupLayout): StepTensors['groups'][number] {
     const { inputs, rows } = this;
-    const { slots, firstLocal, blockTable } = this.placeOf(g);
-    const width = this.widths[g] ?? 1;
+    const { slots, firstLocal, blockTable, width } = place;
     return {
       group,
       slots: inputs.view('i32', [rows], [1], slots),
@@ -187,10 +197,14 @@ class Bucket {
     };
   }
 
-  private fillGroup(inputs: Int32Array, group: GroupBatch, g: number, count: number): void {
+  private fillGroup(
+    inputs: Int32Array,
+    group: GroupBatch,
+    place: GroupLayout,
+    count: number,
+  ): void {
     const { rows } = this;
-    const { slots, firstLocal, blockTable } = this.placeOf(g);
-    const width = this.widths[g] ?? 1;
+    const { slots, firstLocal, blockTable, width } = place;
     inputs.fill(-1, slots, slots + rows);
     inputs.set(group.slots, slots);
     inputs.set(group.firstLocal, firstLocal);
@@ -200,10 +214,6 @@ class Bucket {
       const entries = group.blockTable.subarray(from, from + group.tableWidth);
       inputs.set(entries, blockTable + row * width);
     }
-  }
-
-  private placeOf(g: number): Layout['groups'][number] {
-    return this.layout.groups[g] ?? { slots: 0, firstLocal: 0, blockTable: 0 };
   }
 }
 

@@ -80,7 +80,7 @@ export function makeStep(ops: Ops, tensors: StepTensors, angles: RopeAngles): St
     tokens,
     ropeTable: ops.ropeTable(positions, inverseFrequencies, attentionScale, exact),
     queryStarts,
-    absorbedPositions: positions.slice(0, 0, absorbedRows),
+    absorbedPositions: absorbedRows === rows ? positions : positions.slice(0, 0, absorbedRows),
     attention: (index) => attentions[index] as StepAttention,
   };
 }

@@ -1,4 +1,4 @@
-import { open, type FileHandle } from 'node:fs/promises';
+import { readExactly, withFile } from '../checkpoint/files';
 import { parseJson, toPlain } from '../checkpoint/json';
 import { LozaError, show, type LozaErrorCode } from '../errors';
 
@@ -21,28 +21,20 @@ export async function readOptionalFile(
   file: string,
   limit: number,
   code: LozaErrorCode,
-): Promise<Buffer | undefined> {
-  let handle: FileHandle | undefined;
+): Promise<Uint8Array | undefined> {
   try {
-    handle = await open(file, 'r');
-    const { size } = await handle.stat();
-    if (size > limit) {
-      throw new LozaError(code, `${file} has ${size} bytes, more than the limit of ${limit}`, {
-        value: size,
-        hint: 'Check that it is the file published with the model',
-      });
-    }
-    return await handle.readFile();
-  } catch (error) {
-    if (error instanceof LozaError) throw error;
-    if (systemCode(error) === 'ENOENT') return undefined;
-    throw new LozaError('ERR_LOZA_IO', `${file} could not be read (${systemCode(error)})`, {
-      value: file,
-      hint: 'Check that it is a file that this user may read',
-      cause: error,
+    return await withFile(file, (handle, bytes) => {
+      if (bytes > limit) {
+        throw new LozaError(code, `${file} has ${bytes} bytes, more than the limit of ${limit}`, {
+          value: bytes,
+          hint: 'Check that it is the file published with the model',
+        });
+      }
+      return readExactly(handle, bytes, 0, file);
     });
-  } finally {
-    await handle?.close();
+  } catch (error) {
+    if (LozaError.isInstance(error) && error.code === 'ERR_LOZA_NOT_FOUND') return undefined;
+    throw error;
   }
 }
 
@@ -85,8 +77,4 @@ export function namedToken(config: PlainObject, name: string): string | undefine
   const value = config[name];
   const content = isPlainObject(value) ? value['content'] : value;
   return typeof content === 'string' && content !== '' ? content : undefined;
-}
-
-function systemCode(error: unknown): string {
-  return (error as NodeJS.ErrnoException).code ?? String(error);
 }

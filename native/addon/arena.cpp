@@ -37,7 +37,7 @@ Napi::Value ArenaWrap::view(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     state_->open();
     const Tensor view = read_view(state_->tensors, info);
-    auto owner = state_->tensors.owner(info[0].As<Napi::Number>().Int64Value());
+    auto owner = state_->tensors.owner(read_handle(info, 0));
     return keep(state_->tensors.add(view, std::move(owner)), info.Env());
   });
 }

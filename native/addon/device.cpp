@@ -75,7 +75,7 @@ int64_t span_bytes(const Tensor& tensor) {
 }  // namespace
 
 Tensor read_view(const TensorTable& tensors, const Napi::CallbackInfo& info) {
-  const Tensor& parent = tensors.get(info[0].As<Napi::Number>().Int64Value());
+  const Tensor& parent = tensors.get(read_handle(info, 0));
   const auto dtype = static_cast<DType>(info[1].As<Napi::Number>().Int32Value());
   const int64_t offset = info[2].As<Napi::Number>().Int64Value();
   const auto shape = read_shape(info, 3);
@@ -145,7 +145,7 @@ Napi::Value DeviceWrap::view(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     state_->open();
     const Tensor view = read_view(state_->tensors, info);
-    auto owner = state_->tensors.owner(info[0].As<Napi::Number>().Int64Value());
+    auto owner = state_->tensors.owner(read_handle(info, 0));
     return new_handle(info.Env(), state_->tensors.add(view, std::move(owner)));
   });
 }
@@ -153,7 +153,7 @@ Napi::Value DeviceWrap::view(const Napi::CallbackInfo& info) {
 void DeviceWrap::release(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] {
     state_->open();
-    state_->free_in_order(state_->tensors.remove(info[0].As<Napi::Number>().Int64Value()));
+    state_->free_in_order(state_->tensors.remove(read_handle(info, 0)));
   });
 }
 

@@ -31,7 +31,7 @@ StreamWrap::StreamWrap(const Napi::CallbackInfo& info) : ObjectWrap(info) {
 void StreamWrap::write(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] {
     check_open();
-    const Tensor& to = tensors().get(info[0].As<Napi::Number>().Int64Value());
+    const Tensor& to = tensors().get(read_handle(info, 0));
     const auto from = info[1].As<Napi::TypedArray>();
     const auto* bytes = static_cast<const std::byte*>(from.ArrayBuffer().Data());
     stream_->write(to, bytes + from.ByteOffset(), from.ByteLength());
@@ -42,8 +42,7 @@ void StreamWrap::write(const Napi::CallbackInfo& info) {
 void StreamWrap::upload(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] {
     check_open();
-    stream_->upload(tensors().get(info[0].As<Napi::Number>().Int64Value()),
-                    tensors().get(info[1].As<Napi::Number>().Int64Value()));
+    stream_->upload(tensors().get(read_handle(info, 0)), tensors().get(read_handle(info, 1)));
   });
 }
 
@@ -51,7 +50,7 @@ void StreamWrap::upload(const Napi::CallbackInfo& info) {
 Napi::Value StreamWrap::read(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&]() -> Napi::Value {
     check_open();
-    const Tensor& from = tensors().get(info[0].As<Napi::Number>().Int64Value());
+    const Tensor& from = tensors().get(read_handle(info, 0));
     auto bytes = std::make_shared<std::vector<std::byte>>(static_cast<size_t>(from.bytes()));
     stream_->read(from, bytes->data());
     return when_done(info.Env(), [bytes](Napi::Env env) {

@@ -106,6 +106,10 @@ class GraphWrap : public Napi::ObjectWrap<GraphWrap> {
 // The operations, as methods of Stream.
 std::vector<napi_property_descriptor> operation_methods();
 
+// A tensor's handle, from argument `at`, and one to give back.
+inline int64_t read_handle(const Napi::CallbackInfo& info, size_t at) {
+  return info[at].As<Napi::Number>().Int64Value();
+}
 inline Napi::Value new_handle(Napi::Env env, int64_t handle) {
   return Napi::Number::New(env, static_cast<double>(handle));
 }
