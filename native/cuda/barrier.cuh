@@ -58,10 +58,16 @@ __device__ __forceinline__ bool barrier_try_wait(uint64_t* barrier, uint32_t par
   return done != 0;
 }
 
-// Returns when the phase of this parity has ended.
+// Returns when the phase of this parity has ended. The loop is written in PTX: one in C++ counts as
+// divergent, and ptxas then serialises the wgmma instructions around it.
 __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
-  while (!barrier_try_wait(barrier, parity)) {
-  }
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
 }
 
 // ---- Named barriers 1 to 15 (0 is __syncthreads) ---------------------------------------------------
