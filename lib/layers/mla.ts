@@ -2,7 +2,7 @@ import type { MlaConfig } from '../checkpoint/mla-config';
 import type { WeightSource } from '../checkpoint/weights';
 import type { Ops, Weight } from '../native/ops';
 import type { Tensor } from '../native/tensor';
-import type { Step, StepAttention } from '../runner/step';
+import type { Step, StepAttention, StepRound } from '../runner/step';
 
 /** LongCat's factors on the compressed query and the latent (a_q, a_kv); 1 elsewhere. */
 export interface MlaScales {
@@ -93,7 +93,7 @@ export class Mla {
       this.scales.latent,
     );
 
-    const out = ops.float(rows, heads, valueDim); // rounds are merged in it
+    const out = ops.activation(rows, heads, valueDim);
     if (absorbedRows > 0) {
       this.absorbed(step, attention, q.slice(0, 0, absorbedRows), out.slice(0, 0, absorbedRows));
     }
@@ -105,8 +105,7 @@ export class Mla {
         out.slice(0, absorbedRows, rows),
       );
     }
-    const merged = ops.toActivation(out.reshape(rows, heads * valueDim));
-    ops.addLinear(residual, merged, this.output);
+    ops.addLinear(residual, out.reshape(rows, heads * valueDim), this.output);
   }
 
   private query(ops: Ops, h: Tensor): Tensor {
@@ -140,29 +139,39 @@ export class Mla {
     ops.headLinear(out, latent, this.absorbValue);
   }
 
-  /** Rounds of expanded keys and values, bounded by the workspace and merged by log-sum-exp. */
+  /**
+   * Rounds of expanded keys and values, bounded by the workspace. One round writes its result; several
+   * are merged in fp32 by log-sum-exp.
+   */
   private expanded(step: Step, attention: StepAttention, q: Tensor, out: Tensor): void {
     const { ops } = step;
+    const { heads, valueDim } = this.config;
+    const { rounds } = attention;
+    const rows = q.dim(0);
+    ops.arena.scope(() => {
+      const sum = rounds.length === 1 ? out : ops.float(rows, heads, valueDim);
+      const lse = ops.float(rows, heads);
+      ops.fill(lse, -Infinity);
+      for (const round of rounds) {
+        ops.arena.scope(() => this.expandedRound(ops, attention, round, q, { out: sum, lse }));
+      }
+      if (sum !== out) ops.cast(out, sum);
+    });
+  }
+
+  private expandedRound(
+    ops: Ops,
+    { cache, range }: StepAttention,
+    { slots, segments }: StepRound,
+    q: Tensor,
+    state: { out: Tensor; lse: Tensor },
+  ): void {
     const { heads, kvLoraRank, nopeDim, ropeDim, valueDim } = this.config;
-    const lse = ops.float(q.dim(0), heads);
-    ops.fill(lse, -Infinity);
-    for (const round of attention.rounds) {
-      ops.arena.scope(() => {
-        const keys = round.slots.dim(0);
-        const rows = ops.gatherRows(attention.cache, round.slots);
-        const latents = rows.slice(1, 0, kvLoraRank);
-        const kv = ops.linear(latents, this.expand).reshape(keys, heads, nopeDim + valueDim);
-        const kRope = rows.slice(1, kvLoraRank, kvLoraRank + ropeDim);
-        ops.attentionPrefill(
-          { out, lse },
-          q,
-          kv,
-          kRope,
-          round.segments,
-          this.softmaxScale,
-          attention.range,
-        );
-      });
-    }
+    const keys = slots.dim(0);
+    const rows = ops.gatherRows(cache, slots);
+    const latents = rows.slice(1, 0, kvLoraRank);
+    const kv = ops.linear(latents, this.expand).reshape(keys, heads, nopeDim + valueDim);
+    const kRope = rows.slice(1, kvLoraRank, kvLoraRank + ropeDim);
+    ops.attentionPrefill(state, q, kv, kRope, segments, this.softmaxScale, range);
   }
 }

@@ -19,12 +19,15 @@ export interface PrefillCase {
   piece?: number;
   /** All rounds in one call. */
   together?: boolean;
+  /** The output has the type of activations; only for one round. */
+  direct?: boolean;
 }
 
 export const prefillScale = 192 ** -0.5;
 
 const small = { heads: 3, nope: 16, rope: 8, value: 24, range: fullRange };
 const longcat = { heads: 2, nope: 128, rope: 64, value: 128, range: zigzag };
+const glm = { heads: 3, nope: 192, rope: 64, value: 256, range: fullRange };
 const mixed = [
   { length: 1, queries: 1 },
   { length: 200, queries: 200 },
@@ -89,7 +92,8 @@ export function runRounds(
   c: PrefillCase,
   rounds: readonly number[][][],
 ) {
-  const out = ops.float(q.dim(0), c.heads, c.value);
+  const shape = [q.dim(0), c.heads, c.value];
+  const out = c.direct ? ops.activation(...shape) : ops.float(...shape);
   const lse = ops.float(q.dim(0), c.heads);
   ops.fill(lse, -Infinity);
   for (const segments of rounds) {
@@ -175,6 +179,27 @@ export const attentionPrefill = defineCases({
       sequences: [{ length: 1200, queries: 40 }],
       piece: 512,
     },
+    { name: 'LongCat head sizes, mixed lengths', ...longcat, sequences: mixed, direct: true },
+    {
+      name: 'LongCat head sizes, zigzag, in pieces, one call',
+      ...longcat,
+      sequences: chunk,
+      piece: 190,
+      together: true,
+      direct: true,
+    },
+    { name: 'LongCat head sizes, zigzag, in pieces', ...longcat, sequences: chunk, piece: 256 },
+    {
+      name: 'LongCat head sizes, a whole prompt',
+      ...longcat,
+      heads: 1,
+      range: fullRange,
+      sequences: [{ length: 700, queries: 700 }],
+      direct: true,
+    },
+    { name: 'GLM head sizes, mixed lengths', ...glm, sequences: mixed, direct: true },
+    { name: 'GLM head sizes, in pieces', ...glm, sequences: mixed, piece: 70 },
+    { name: 'small heads, direct', ...small, sequences: mixed, direct: true },
     {
       name: 'odd sizes',
       heads: 5,

@@ -5,16 +5,18 @@
 
 namespace loza {
 
-// Expanded attention of new tokens over a workspace of expanded keys, merged into what earlier
-// rounds left in `out` and `lse`. A segment pairs a run of query rows with a run of workspace rows:
+// Expanded attention of new tokens over a workspace of expanded keys. A segment pairs a run of query
+// rows with a run of workspace rows:
 //   [query_row, query_count, query_position, key_row, key_count, key_position]
 // Row r of the run has absolute position query_position + r, key row r key_position + r.
 //   score(t, j) = softmax_scale * (q_nope . k_nope + q_rope . k_rope), range.allows(t, j)
-// Merge by log-sum-exp: before the first round `lse` is -inf; a row that sees no key stays as it was.
+// A call is one round. Where `out` is f32, rounds are merged into it by log-sum-exp; where it is the
+// narrower type of activations, a row's keys all come in one call, which writes the row. Before the
+// first round `lse` is -inf; a row that sees no key stays as it was.
 // Segments of one call that share a query row share its whole run (same query_row and query_count)
 // and are merged in the order they are listed.
 struct AttentionPrefillParams {
-  Tensor out;       // f32 [rows, heads, value]
+  Tensor out;       // f32 | act [rows, heads, value]
   Tensor lse;       // f32 [rows, heads]
   Tensor q;         // act [rows, heads, nope + rope]
   Tensor kv;        // act [keys, heads, nope + value], kv_b_proj of the latents

@@ -17,7 +17,7 @@ void AttentionPrefillParams::check(DType act) const {
   expect("attention_prefill: q", q, act, -1, -1, -1);
   const int64_t rows = q.dim(0), heads = q.dim(1);
   expect("attention_prefill: k_rope", k_rope, act, -1, -1);
-  expect("attention_prefill: out", out, DType::kF32, rows, heads, -1);
+  expect("attention_prefill: out", out, out.dtype == act ? act : DType::kF32, rows, heads, -1);
   const int64_t nope = q.dim(2) - k_rope.dim(1);
   loza::check(nope > 0, "attention_prefill: q ", q, " is no wider than k_rope ", k_rope);
   expect("attention_prefill: kv", kv, act, k_rope.dim(0), heads, nope + out.dim(2));

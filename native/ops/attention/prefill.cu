@@ -1,8 +1,9 @@
-// Expanded attention on CUDA: flash attention with mma.sync, bf16 operands and fp32 sums.
+// Expanded attention on CUDA, and its kernel for heads of any size: flash attention with mma.sync, bf16
+// operands and fp32 sums. Heads of released models go to prefill_wgmma.cu.
 //
 //   out[t, h] = softmax_j(scale q[t, h] . [kv[j, h, :nope] | k_rope[j]]) kv[j, h, nope:]
 //   q [rows, heads, nope + rope], kv [keys, heads, nope + value], k_rope [keys, rope] bf16;
-//   out [rows, heads, value], lse [rows, heads] f32, merged in place by log-sum-exp
+//   out [rows, heads, value] bf16, or f32 and merged in place by log-sum-exp; lse [rows, heads] f32
 //
 // Grid: (tiles of 64 query rows, heads). Segments are read on the device, so the grid covers rows: a
 // CTA looks for the runs of segments that its rows belong to and treats one run at a time, all of its
@@ -12,6 +13,7 @@
 // nothing. Keys that no row of the CTA sees are zeros in shared memory: they may be NaN.
 #include "cuda/attention_mma.cuh"
 #include "cuda/cuda_ops.h"
+#include "ops/attention/prefill_wgmma.h"
 
 namespace loza::cuda {
 namespace attention {
@@ -35,27 +37,6 @@ struct PrefillStorage {
   alignas(128) bf16 v[Traits::kStages][Traits::kKeyTile * Traits::kValue];
 };
 
-// Strides are in elements; the last dimension of everything is contiguous.
-struct PrefillProblem {
-  float* out;               // [rows, heads, value]
-  float* lse;               // [rows, heads]
-  const bf16* q;            // [rows, heads, nope + rope]
-  const bf16* kv;           // [keys, heads, nope + value]
-  const bf16* k_rope;       // [keys, rope]
-  const int32_t* segments;  // [segment_count, 6]
-  int64_t out_row, out_head, lse_row, lse_head, q_row, q_head, kv_row, kv_head, k_rope_row,
-      segments_row;
-  int64_t keys;
-  int32_t rows, segment_count, nope, rope, value;
-  float scale;  // softmax_scale log2(e): exponentials are powers of two
-  KeyRange range;
-  bool vector;  // everything lies on 16-byte chunks
-};
-
-struct Segment {
-  int32_t query_row, query_count, query_position, key_row, key_count, key_position;
-};
-
 // Rows [first, end) of the query tile at first_row that belong to one run.
 struct Run {
   int32_t query_row, first, end;
@@ -67,7 +48,7 @@ struct Walk {
 };
 
 // Keys [begin, begin + keys) by absolute position: those that at least one row sees.
-struct KeyTile {
+struct BlockPart {
   int64_t begin;
   int32_t keys;
 };
@@ -82,19 +63,7 @@ struct PrefillState {
   int32_t head;
 };
 
-// ---- Segments ----
-
-// A segment that points outside the tensors reads as one without rows.
-__device__ Segment read_segment(const PrefillProblem& problem, int index) {
-  const int32_t* f = problem.segments + index * problem.segments_row;
-  Segment s{f[0], f[1], f[2], f[3], f[4], f[5]};
-  const bool valid = s.query_row >= 0 && s.query_count > 0 && s.query_position >= 0 &&
-                     int64_t{s.query_row} + s.query_count <= problem.rows && s.key_row >= 0 &&
-                     s.key_count > 0 && s.key_position >= 0 &&
-                     int64_t{s.key_row} + s.key_count <= problem.keys;
-  if (!valid) s.query_count = s.key_count = 0;
-  return s;
-}
+// ---- Runs and tiles ----
 
 // The first run that has rows in [row, end).
 __device__ bool find_run(const PrefillProblem& problem, int row, int end, Run& run) {
@@ -122,7 +91,7 @@ __device__ Walk plan_walk(const KeyRange& range, const Segment& segment, const R
 
 // The first tile at or behind `begin` of which some row sees a key.
 template <class Traits>
-__device__ bool find_tile(const KeyRange& range, const Walk& walk, int64_t begin, KeyTile& tile) {
+__device__ bool find_tile(const KeyRange& range, const Walk& walk, int64_t begin, BlockPart& tile) {
   while (begin < walk.key_end) {
     if (begin >= walk.sink_end && begin < walk.local_begin) {
       begin = walk.local_begin;  // every row's local part starts here or later
@@ -143,7 +112,7 @@ __device__ bool find_tile(const KeyRange& range, const Walk& walk, int64_t begin
 }
 
 // How many keys of the tile the row at position t sees.
-__device__ int row_limit(const KeyRange& range, const KeyTile& tile, int64_t t) {
+__device__ int row_limit(const KeyRange& range, const BlockPart& tile, int64_t t) {
   const int64_t block = tile.begin / kBlockTokens;
   const bool visible = block < range.sink_blocks ||
                        block >= range.first_local_block(static_cast<int32_t>(t / kBlockTokens));
@@ -265,7 +234,7 @@ __device__ void add_values(const PrefillStorage<Traits>& shared, int stage,
 
 template <class Traits>
 __device__ void attend_tile(const PrefillProblem& problem, const PrefillStorage<Traits>& shared,
-                            int stage, const Segment& segment, const Run& run, const KeyTile& tile,
+                            int stage, const Segment& segment, const Run& run, const BlockPart& tile,
                             PrefillState<Traits>& state) {
   int limits[2];
 #pragma unroll
@@ -286,9 +255,9 @@ template <class Traits>
 __device__ void attend(const PrefillProblem& problem, PrefillStorage<Traits>& shared,
                        const Segment& segment, const Run& run, PrefillState<Traits>& state) {
   const Walk walk = plan_walk(problem.range, segment, run);
-  KeyTile tile, next;
+  BlockPart tile, next;
   if (!find_tile<Traits>(problem.range, walk, segment.key_position, tile)) return;
-  const auto load = [&](int stage, const KeyTile& wanted) {
+  const auto load = [&](int stage, const BlockPart& wanted) {
     const int64_t key_row = segment.key_row + (wanted.begin - segment.key_position);
     load_keys(problem, shared, stage, key_row, wanted.keys, state.head);
   };
@@ -309,11 +278,11 @@ __device__ void attend(const PrefillProblem& problem, PrefillStorage<Traits>& sh
 // ---- Store ----
 
 // Merges one row by log-sum-exp; an old lse of -inf says that `out` holds nothing, maybe NaN.
-template <class Traits>
+template <class Out, class Traits>
 __device__ void merge_row(const PrefillProblem& problem, const PrefillState<Traits>& state, int r,
                           float total, float* to_lse, float old_lse) {
   const int64_t row = state.first_row + state.warp * 16 + state.lane / 4 + 8 * r;
-  float* to = problem.out + row * problem.out_row + state.head * problem.out_head;
+  Out* to = static_cast<Out*>(problem.out) + row * problem.out_row + state.head * problem.out_head;
   const float inverse = 1 / total, found = state.highest[r] * kLn2 + logf(total);
   const bool first = old_lse == negative_infinity();
   const float highest = first ? found : fmaxf(found, old_lse);
@@ -326,8 +295,9 @@ __device__ void merge_row(const PrefillProblem& problem, const PrefillState<Trai
     for (int c = 0; c < 2; c++) {
       const int column = n * 8 + state.lane % 4 * 2 + c;
       if (column >= problem.value) continue;
-      const float value = state.sums[n][2 * r + c] * inverse;
-      to[column] = first ? value : to[column] + (value - to[column]) * share;
+      float value = state.sums[n][2 * r + c] * inverse;
+      if (!first) value = float{to[column]} + (value - float{to[column]}) * share;
+      to[column] = value;
     }
   if (state.lane % 4 == 0) *to_lse = first ? found : highest + logf(old_part + new_part);
 }
@@ -341,12 +311,18 @@ __device__ void merge(const PrefillProblem& problem, const PrefillState<Traits>&
     const int64_t row = state.first_row + state.warp * 16 + state.lane / 4 + 8 * r;
     total[r] = quad_sum(state.total[r]);
     to_lse[r] = problem.lse + row * problem.lse_row + state.head * problem.lse_head;
-    old_lse[r] = total[r] != 0 ? *to_lse[r] : 0;  // also false for rows of other runs or none
+    // total is also 0 for rows of other runs or none
+    old_lse[r] = problem.merges && total[r] != 0 ? *to_lse[r] : negative_infinity();
   }
   __syncwarp();  // all four lanes of a row have read what one of them overwrites
 #pragma unroll
-  for (int r = 0; r < 2; r++)
-    if (total[r] != 0) merge_row(problem, state, r, total[r], to_lse[r], old_lse[r]);
+  for (int r = 0; r < 2; r++) {
+    if (total[r] == 0) continue;
+    if (problem.merges)
+      merge_row<float>(problem, state, r, total[r], to_lse[r], old_lse[r]);
+    else
+      merge_row<bf16>(problem, state, r, total[r], to_lse[r], old_lse[r]);
+  }
 }
 
 // ---- Kernel ----
@@ -381,37 +357,6 @@ __global__ void __launch_bounds__(Traits::kThreads) prefill_kernel(const Prefill
 
 // ---- Launch ----
 
-bool on_chunks(const Tensor& tensor) {
-  bool aligned = reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0;
-  for (int i = 0; i + 1 < tensor.rank; i++)
-    aligned = aligned && (tensor.dim(i) <= 1 || tensor.stride(i) % kChunk == 0);
-  return aligned;
-}
-
-PrefillProblem describe(const AttentionPrefillParams& params) {
-  const Tensor &out = params.out, &lse = params.lse, &q = params.q, &kv = params.kv;
-  const auto rope = static_cast<int32_t>(params.k_rope.dim(1));
-  PrefillProblem problem{};
-  problem.out = out.as<float>(), problem.out_row = out.stride(0), problem.out_head = out.stride(1);
-  problem.lse = lse.as<float>(), problem.lse_row = lse.stride(0), problem.lse_head = lse.stride(1);
-  problem.q = q.as<bf16>(), problem.q_row = q.stride(0), problem.q_head = q.stride(1);
-  problem.kv = kv.as<bf16>(), problem.kv_row = kv.stride(0), problem.kv_head = kv.stride(1);
-  problem.k_rope = params.k_rope.as<bf16>(), problem.k_rope_row = params.k_rope.stride(0);
-  problem.segments = params.segments.as<int32_t>();
-  problem.segments_row = params.segments.stride(0);
-  problem.keys = kv.dim(0);
-  problem.rows = static_cast<int32_t>(q.dim(0));
-  problem.segment_count = static_cast<int32_t>(params.segments.dim(0));
-  problem.nope = static_cast<int32_t>(q.dim(2)) - rope;
-  problem.rope = rope;
-  problem.value = static_cast<int32_t>(out.dim(2));
-  problem.scale = params.softmax_scale * kLog2e;
-  problem.range = params.range;
-  problem.vector = on_chunks(q) && on_chunks(kv) && on_chunks(params.k_rope) &&
-                   problem.nope % kChunk == 0 && rope % kChunk == 0 && problem.value % kChunk == 0;
-  return problem;
-}
-
 template <int kDepth, int kValue>
 void launch_prefill(const PrefillProblem& problem, int heads, cudaStream_t stream) {
   using Traits = PrefillTraits<kDepth, kValue>;
@@ -427,10 +372,13 @@ void launch_prefill(const PrefillProblem& problem, int heads, cudaStream_t strea
 
 void launch(const AttentionPrefillParams& params, CudaStream& stream) {
   const attention::PrefillProblem problem = attention::describe(params);
-  const int depth = problem.nope + problem.rope, value = problem.value;
-  const auto heads = static_cast<int>(params.q.dim(1));
+  const int depth = problem.nope + problem.rope, value = problem.value, heads = problem.heads;
   if (params.out.elements() == 0 || problem.segment_count == 0 || problem.keys == 0) return;
-  if (depth <= 32 && value <= 32)
+  if (attention::has_wgmma_prefill(problem, params.out))
+    attention::launch_wgmma_prefill(params, problem,
+                                    stream.scratch(attention::wgmma_prefill_scratch(problem)),
+                                    stream.multiprocessors(), stream.handle());
+  else if (depth <= 32 && value <= 32)
     attention::launch_prefill<32, 32>(problem, heads, stream.handle());
   else if (depth <= 64 && value <= 64)
     attention::launch_prefill<64, 64>(problem, heads, stream.handle());
