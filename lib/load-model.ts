@@ -9,7 +9,13 @@ import {
 import { WeightChecker, WeightLoader } from './checkpoint/weights';
 import { Engine } from './engine/engine';
 import { LozaError, throwIfAborted } from './errors';
-import { blocksFor, groupRange, LayerGroup, type LayerGroupKind } from './kv/layer-group';
+import {
+  blocksFor,
+  blockTokens,
+  groupRange,
+  LayerGroup,
+  type LayerGroupKind,
+} from './kv/layer-group';
 import { extendRope, ropeTable, type RopeTable } from './layers/rope';
 import type { ResolvedLoadOptions } from './load-options';
 import type { ModelPlan } from './model/model';
@@ -48,8 +54,14 @@ export interface LoadedModel {
 
 /** Weights copied between two looks at the signal and reports of progress. */
 const copyBatchBytes = 64 * 2 ** 20;
-/** Bytes of expanded keys and values that a round may take. */
-const workspaceBytes = 64 * 2 ** 20;
+/**
+ * Bytes of expanded keys and values that a round may take, and the most keys. On a GPU a chunk of 8K
+ * tokens and the window of a streaming attention fit into one round of 64 heads.
+ */
+const workspaceLimits: Record<DeviceKind, { bytes: number; keys: number }> = {
+  cpu: { bytes: 64 * 2 ** 20, keys: 8192 },
+  cuda: { bytes: 640 * 2 ** 20, keys: 16384 },
+};
 /** The largest KV budget that is taken unasked. */
 const mostDefaultTokens: Record<DeviceKind, number> = { cpu: 65_536, cuda: 131_072 };
 
@@ -112,7 +124,7 @@ async function loadOnto(
     options.maxTokens ?? Math.min(Math.max(maxPosition, 16_384), mostDefaultTokens[device.kind]);
   const groups = makeGroups(device, plan, options, cacheDtype, maxTokens);
   const angles = uploadAngles(device, ops, table, options.rope.exactAngles);
-  const limits = batchLimits(model, options, bytesPerElement[device.activation]);
+  const limits = batchLimits(model, options, device);
   const graphs = options.decodeGraphs ?? device.kind === 'cuda';
   const runner = new ModelRunner(
     ops,
@@ -216,15 +228,17 @@ function uploadAngles(device: Device, ops: Ops, table: RopeTable, exact: boolean
 function batchLimits(
   { mla }: ModelPlan,
   options: ResolvedLoadOptions,
-  elementBytes: number,
+  { kind, activation }: Device,
 ): BatchLimits {
   const { heads, kvLoraRank, nopeDim, ropeDim, valueDim } = mla;
   const saved = 2 * kvLoraRank - nopeDim - valueDim;
   const breakEven = saved > 0 ? Math.ceil((kvLoraRank * (nopeDim + valueDim)) / saved) : Infinity;
-  const keys =
-    workspaceBytes / (elementBytes * (heads * (nopeDim + valueDim) + kvLoraRank + ropeDim));
+  const limit = workspaceLimits[kind];
+  const keyBytes =
+    bytesPerElement[activation] * (heads * (nopeDim + valueDim) + kvLoraRank + ropeDim);
+  const blocks = Math.floor(Math.min(limit.bytes / keyBytes, limit.keys) / blockTokens);
   return {
     expandedMinTokens: options.expandedMinTokens ?? Math.max(2, breakEven),
-    workspaceKeys: Math.min(Math.max(Math.floor(keys / 128), 2), 64) * 128,
+    workspaceKeys: Math.max(blocks, 2) * blockTokens,
   };
 }

@@ -52,6 +52,14 @@ __device__ __forceinline__ void tma_load(void* to, const TensorMap& map, uint64_
       : "memory");
 }
 
+// Brings a box into the L2 and no further.
+__device__ __forceinline__ void tma_prefetch(const TensorMap& map, int32_t x, int32_t y,
+                                             int32_t z) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global [%0, {%1, %2, %3}];" ::"l"(&map), "r"(x),
+               "r"(y), "r"(z)
+               : "memory");
+}
+
 // To the same place of every CTA in `ctas` (a bit each), on the barrier at the same place there.
 __device__ __forceinline__ void tma_load_multicast(void* to, const TensorMap& map,
                                                    uint64_t* barrier, int32_t x, int32_t y,

@@ -104,6 +104,7 @@ template <class Traits>
 __device__ __forceinline__ void start_scores(const PrefillStorage<Traits>& shared, uint32_t stage,
                                              int group, float (&scores)[Traits::kKeyTile / 2]) {
   const uint64_t q = wgmma_descriptor(shared.q[group]), k = wgmma_descriptor(shared.k[stage]);
+  wgmma_fence();
 #pragma unroll
   for (int panel = 0; panel < Traits::kDepth / Traits::kPanel; panel++)
 #pragma unroll
@@ -118,6 +119,7 @@ template <class Traits>
 __device__ __forceinline__ void start_sums(const PrefillStorage<Traits>& shared, uint32_t stage,
                                            Consumer<Traits>& c) {
   const uint64_t v = wgmma_descriptor(shared.v[stage], Traits::kKeyTile * 128);
+  wgmma_fence();
 #pragma unroll
   for (int step = 0; step < Consumer<Traits>::kSteps; step++)
     wgmma_bf16<1>(c.sums, c.weights[step], wgmma_advance(v, step * 16 * 128), true);

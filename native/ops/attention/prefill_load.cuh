@@ -5,6 +5,9 @@
 #include "cuda/tma.cuh"
 #include "ops/attention/prefill_traits.cuh"
 
+#ifndef KVPOLICY
+#define KVPOLICY kEvictLast
+#endif
 namespace loza::cuda::attention {
 
 // The keys that a query tile sees, through all segments of its run, in tiles that never cross a block.
@@ -29,9 +32,9 @@ __device__ inline void enter_segment(const PrefillProblem& problem, KeyWalk& wal
 }
 
 __device__ inline KeyWalk start_walk(const PrefillProblem& problem, const QueryTile& tile,
-                                     const Segment& s) {
+                                     int32_t position_end) {
   KeyWalk walk;
-  walk.position_end = min((tile.block + 1) * kBlockTokens, s.query_position + s.query_count);
+  walk.position_end = position_end;
   walk.sink_end = at_most_int(int64_t{problem.range.sink_blocks} * kBlockTokens);
   walk.local_begin =
       at_most_int(int64_t{problem.range.first_local_block(tile.block)} * kBlockTokens);
@@ -51,16 +54,47 @@ __device__ inline bool find_key(const PrefillProblem& problem, const PrefillPlan
   }
 }
 
+// A query tile of one head, with what the table of segments says about it.
+struct Item {
+  QueryTile tile;
+  Work work;             // head -1: there is none
+  int32_t position_end;  // behind the last position of its rows
+};
+
 template <class Traits>
 struct Producer {
   const PrefillProblem& problem;
   const PrefillPlan& plan;
   const PrefillMaps& maps;
   PrefillStorage<Traits>& shared;
-  uint32_t tiles = 0, items = 0;  // so far: they name stages and phases
+  int32_t head_group;              // heads whose keys share the L2
+  uint32_t tiles = 0, items = 0;   // so far: they name stages and phases
+  int32_t tile_count = 0, taken = 0;  // the item after the next one
 
   static __device__ void wait_empty(uint64_t* barrier, uint32_t use) {
     if (use > 0) barrier_wait(barrier, (use - 1) & 1);
+  }
+
+  // Items in the order of their work: heads in groups, the last tiles (which see the most keys) first.
+  // What an item reads for the first time is on its way to the L2 when the item begins.
+  __device__ Item take_item() {
+    const int32_t in_group = tile_count * head_group, item = taken;
+    if (item >= tile_count * problem.heads) return {{}, {-1, 0, 0, 0}, 0};
+    taken = atomicAdd(plan.next_item, 1);
+    const int32_t first_head = item / in_group * head_group, rest = item % in_group;
+    const int32_t heads = min(head_group, problem.heads - first_head);
+    const QueryTile tile = plan.tiles[tile_count - 1 - rest / heads];
+    const Segment s = read_segment(problem, tile.segment);
+    const int32_t position = tile.block * kBlockTokens;
+    const int32_t end = min(s.query_position + s.query_count, position + Traits::kQueryTile);
+    const Work work{first_head + rest % heads, s.query_row + position - s.query_position,
+                    max(0, s.query_position - position), end - position};
+    for (int row = work.row; row < work.row + Traits::kQueryTile; row += Traits::kConsumerRows) {
+      for (int panel = 0; panel < Traits::kDepth; panel += Traits::kPanel)
+        tma_prefetch(maps.q, panel, work.head, row);
+      if (problem.merges) tma_prefetch(maps.out, 0, work.head, row);
+    }
+    return {tile, work, end};
   }
 
   // Hands a consumer its rows of the query tile; Work with head -1 brings no rows.
@@ -82,10 +116,10 @@ struct Producer {
     shared.key_tile[stage] = tile;
     barrier_arrive_expect(full, Traits::kKeyBytes);
     for (int p = 0; p < kNopePanels; p++)
-      tma_load(shared.k[stage][p], maps.kv, full, p * Traits::kPanel, head, key_row, kEvictLast);
+      tma_load(shared.k[stage][p], maps.kv, full, p * Traits::kPanel, head, key_row, KVPOLICY);
     for (int p = 0; p < Traits::kRope / Traits::kPanel; p++)
       tma_load(shared.k[stage][kNopePanels + p], maps.k_rope, full, p * Traits::kPanel, key_row,
-               kEvictLast);
+               KVPOLICY);
   }
 
   __device__ void load_values(int32_t key_row, int head) {
@@ -95,20 +129,18 @@ struct Producer {
     barrier_arrive_expect(full, Traits::kValueBytes);
     for (int p = 0; p < Traits::kValue / Traits::kPanel; p++)
       tma_load(shared.v[stage][p], maps.kv, full, Traits::kNope + p * Traits::kPanel, head, key_row,
-               kEvictLast);
+               KVPOLICY);
   }
 
-  // One query tile of one head. The first keys come before the queries, whose memory is in use longer.
-  __device__ void load_item(const QueryTile& tile, int head) {
-    const Segment s = read_segment(problem, tile.segment);
-    const int32_t position = tile.block * kBlockTokens;
-    const Work work{head, s.query_row + position - s.query_position,
-                    max(0, s.query_position - position),
-                    min(Traits::kQueryTile, s.query_position + s.query_count - position)};
-    KeyWalk walk = start_walk(problem, tile, s);
+  // One item; returns the next, taken once both stages are filled. The first keys come before the
+  // queries, whose memory is in use longer.
+  __device__ Item load_item(const Item& item) {
+    const int32_t position = item.tile.block * kBlockTokens, head = item.work.head;
+    KeyWalk walk = start_walk(problem, item.tile, item.position_end);
     bool more = find_key(problem, plan, walk);
-    if (!more) return;  // its rows stay as they are
-    for (bool first = true; more; first = false, tiles++) {
+    if (!more) return take_item();  // its rows stay as they are
+    Item next;
+    for (int n = 0; more; n++, tiles++) {
       const int32_t begin = walk.begin;
       const int32_t key_row = begin + walk.row_shift;
       const int32_t tile_end = (begin / Traits::kKeyTile + 1) * Traits::kKeyTile;
@@ -117,25 +149,19 @@ struct Producer {
       more = find_key(problem, plan, walk);
       keys.last = !more;
       load_keys(key_row, head, keys);
-      for (int group = 0; first && group < Traits::kConsumers; group++) load_queries(group, work);
+      for (int group = 0; n == 0 && group < Traits::kConsumers; group++)
+        load_queries(group, item.work);
       load_values(key_row, head);
+      if (n == 1 || (n == 0 && !more)) next = take_item();
     }
     items++;
+    return next;
   }
 
-  // Items in the order of their work: heads in groups that share the L2, the last tiles (which see the
-  // most keys) first.
-  __device__ void run(int head_group) {
-    const int tile_count = *plan.tile_count;
-    const int total = tile_count * problem.heads, in_group = tile_count * head_group;
-    int item = atomicAdd(plan.next_item, 1);
-    while (item < total) {
-      const int next = atomicAdd(plan.next_item, 1);
-      const int first_head = item / in_group * head_group, rest = item % in_group;
-      const int heads = min(head_group, problem.heads - first_head);
-      load_item(plan.tiles[tile_count - 1 - rest / heads], first_head + rest % heads);
-      item = next;
-    }
+  __device__ void run() {
+    tile_count = *plan.tile_count;
+    taken = atomicAdd(plan.next_item, 1);
+    for (Item item = take_item(); item.work.head >= 0;) item = load_item(item);
     for (int group = 0; group < Traits::kConsumers; group++) load_queries(group, {-1, 0, 0, 0});
   }
 };

@@ -60,6 +60,7 @@ struct PrefillMaps {
   TensorMap q;       // [rows, heads, depth], boxes of 64 rows of one head
   TensorMap kv;      // [keys, heads, nope + value], boxes of one key tile of one head
   TensorMap k_rope;  // [keys, rope], boxes of one key tile
+  TensorMap out;     // [rows, heads, value], boxes of 64 rows of one head; where rounds are merged
 };
 
 }  // namespace loza::cuda::attention

@@ -7,6 +7,7 @@
 #include "ops/attention/prefill_wgmma.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "ops/attention/prefill_compute.cuh"
 #include "ops/attention/prefill_load.cuh"
@@ -38,7 +39,6 @@ __device__ __forceinline__ KeyTile start_tile(PrefillStorage<Traits>& shared, ui
   barrier_wait(&shared.k_full[stage], tile / Traits::kStages & 1);
   const KeyTile now = read_tile(shared, stage);
   c.take_turn();
-  wgmma_fence();
   start_scores(shared, stage, c.group, scores);
   return now;
 }
@@ -93,7 +93,6 @@ __device__ __forceinline__ void attend(const PrefillProblem& problem,
     pack_weights(c, scores);
   }
   clear_values(shared, tile, now.keys, c);
-  wgmma_fence();
   add_values(shared, tile, c);
   wgmma_wait<0>();
   wgmma_pin(c.sums);
@@ -112,7 +111,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   const int warpgroup = static_cast<int>(threadIdx.x) / Traits::kWarpgroup;
   if (warpgroup == 0) {
     release_registers<Traits::kProducerRegisters>();
-    if (threadIdx.x == 0) Producer<Traits>{problem, plan, maps, shared}.run(head_group);
+    if (threadIdx.x == 0) Producer<Traits>{problem, plan, maps, shared, head_group}.run();
     return;
   }
   claim_registers<Traits::kConsumerRegisters>();
@@ -133,21 +132,24 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
 // ---- Launch ----
 
-TensorMap map_of(const Tensor& tensor, uint32_t columns, uint32_t rows) {
+TensorMap map_of(const Tensor& tensor, uint32_t columns, uint32_t rows, Swizzle swizzle) {
   const auto size = [&](int i) { return static_cast<uint64_t>(tensor.dim(i)); };
-  const auto stride = [&](int i) { return static_cast<uint64_t>(tensor.stride(i)) * 2; };
+  const auto stride = [&](int i) {
+    return static_cast<uint64_t>(tensor.stride(i) * size_of(tensor.dtype));
+  };
   if (tensor.rank == 2) {
     const uint64_t sizes[] = {size(1), size(0)}, strides[] = {stride(0)};
     const uint32_t box[] = {columns, rows};
-    return make_tensor_map(DType::kBF16, tensor.data, sizes, strides, box, Swizzle::k128Bytes);
+    return make_tensor_map(tensor.dtype, tensor.data, sizes, strides, box, swizzle);
   }
   const uint64_t sizes[] = {size(2), size(1), size(0)}, strides[] = {stride(1), stride(0)};
   const uint32_t box[] = {columns, 1, rows};
-  return make_tensor_map(DType::kBF16, tensor.data, sizes, strides, box, Swizzle::k128Bytes);
+  return make_tensor_map(tensor.dtype, tensor.data, sizes, strides, box, swizzle);
 }
 
 // So many heads that the expanded keys of all of them stay in the L2.
 int heads_in_cache(const PrefillProblem& problem) {
+  if (getenv("LOZA_G")) return std::min(atoi(getenv("LOZA_G")), problem.heads);
   constexpr int64_t kBytes = 24 << 20;
   const int64_t one = problem.keys * (problem.nope + problem.value) * 2;
   return static_cast<int>(std::clamp<int64_t>(kBytes / one, 1, problem.heads));
@@ -157,9 +159,12 @@ template <class Traits>
 void launch_as(const AttentionPrefillParams& params, const PrefillProblem& problem,
                std::byte* scratch, int multiprocessors, cudaStream_t stream) {
   constexpr uint32_t kPanel = Traits::kPanel, kKeys = Traits::kKeyTile;
+  constexpr uint32_t kRows = Traits::kConsumerRows;
   constexpr size_t kBytes = sizeof(PrefillStorage<Traits>);
-  const PrefillMaps maps{map_of(params.q, kPanel, Traits::kConsumerRows),
-                         map_of(params.kv, kPanel, kKeys), map_of(params.k_rope, kPanel, kKeys)};
+  const PrefillMaps maps{map_of(params.q, kPanel, kRows, Swizzle::k128Bytes),
+                         map_of(params.kv, kPanel, kKeys, Swizzle::k128Bytes),
+                         map_of(params.k_rope, kPanel, kKeys, Swizzle::k128Bytes),
+                         map_of(params.out, Traits::kValue, kRows, Swizzle::kNone)};
   const PrefillPlan plan = place_plan(problem, scratch);
   allow_shared_memory<prefill_wgmma_kernel<Traits>>(kBytes);
   plan_prefill_kernel<<<1, kPlanThreads, 0, stream>>>(problem, plan);
