@@ -46,39 +46,33 @@ struct Consumer {
 
 // ---- Load ----
 
-// What the rows hold: nothing, or the result of earlier rounds, which is as if it were one key.
+// What the rows hold: nothing, or the result of earlier rounds, which is as if it were one key. Nothing
+// waits for the sums before the first values are added.
 template <class Traits>
 __device__ __forceinline__ void load_state(const PrefillProblem& problem, const Work& work,
                                            Consumer<Traits>& c) {
-#pragma unroll
-  for (float& sum : c.sums) sum = 0;
+  float lse[2] = {negative_infinity(), negative_infinity()};
 #pragma unroll
   for (int r = 0; r < 2; r++) {
-    c.base[r] = negative_infinity();
-    c.total[r] = 0;
     const int row = c.row(r);
-    if (!problem.merges || row < work.first || row >= work.end) continue;
-    const int64_t at = work.row + row;
-    const float lse = problem.lse[at * problem.lse_row + work.head * problem.lse_head];
-    if (lse == negative_infinity()) continue;
-    c.base[r] = lse * kLog2e;
-    c.total[r] = c.thread % 4 == 0 ? 1 : 0;
-    const float* from = static_cast<const float*>(problem.out) + at * problem.out_row +
+    if (problem.merges && row >= work.first && row < work.end)
+      lse[r] = problem.lse[int64_t{work.row + row} * problem.lse_row + work.head * problem.lse_head];
+  }
+#pragma unroll
+  for (int r = 0; r < 2; r++) {
+    const bool empty = lse[r] == negative_infinity();
+    c.base[r] = lse[r] * kLog2e;
+    c.total[r] = !empty && c.thread % 4 == 0 ? 1 : 0;
+    const float* from = static_cast<const float*>(problem.out) +
+                        int64_t{work.row + c.row(r)} * problem.out_row +
                         work.head * problem.out_head + c.thread % 4 * 2;
 #pragma unroll
     for (int i = 0; i < Traits::kValue / 8; i++) {
-      const float2 pair = *reinterpret_cast<const float2*>(from + i * 8);
+      float2 pair{};
+      if (!empty) pair = *reinterpret_cast<const float2*>(from + i * 8);
       c.sums[4 * i + 2 * r] = pair.x, c.sums[4 * i + 2 * r + 1] = pair.y;
     }
   }
-}
-
-// The same for all threads, and known to be.
-template <class Traits>
-__device__ __forceinline__ KeyTile read_tile(const PrefillStorage<Traits>& shared, uint32_t stage) {
-  const KeyTile& tile = shared.key_tile[stage];
-  return {__shfl_sync(0xffffffff, tile.keys, 0), __shfl_sync(0xffffffff, tile.offset, 0),
-          __shfl_sync(0xffffffff, tile.last, 0)};
 }
 
 // Rows of the value tile behind the last key may be NaN, which a weight of zero does not silence.
@@ -142,40 +136,31 @@ __device__ __forceinline__ void mask(const KeyTile& tile, const Consumer<Traits>
   }
 }
 
-// Turns scores into the softmax's numerators; `shrink` is what earlier sums must be multiplied by.
+// Raises the exponents' base where the scores need it; `shrink` is what earlier sums must then be
+// multiplied by.
 template <class Traits>
-__device__ __forceinline__ void soften(Consumer<Traits>& c, float (&scores)[Traits::kKeyTile / 2],
-                                       float scale, float (&shrink)[2]) {
+__device__ __forceinline__ void raise_base(Consumer<Traits>& c,
+                                           const float (&scores)[Traits::kKeyTile / 2], float scale,
+                                           float (&shrink)[2]) {
 #pragma unroll
   for (int r = 0; r < 2; r++) {
-    float best = negative_infinity();
+    float even = scores[2 * r], odd = scores[2 * r + 1];
 #pragma unroll
-    for (int i = 0; i < Traits::kKeyTile / 8; i++)
-      best = fmaxf(best, fmaxf(scores[4 * i + 2 * r], scores[4 * i + 2 * r + 1]));
-    const float highest = quad_max(best) * scale;
-    shrink[r] = 1;
-    if (highest > c.base[r] + Consumer<Traits>::kSlack) {
-      shrink[r] = exp2_fast(c.base[r] - highest);
-      c.base[r] = highest;
+    for (int i = 1; i < Traits::kKeyTile / 8; i++) {
+      even = fmaxf(even, scores[4 * i + 2 * r]);
+      odd = fmaxf(odd, scores[4 * i + 2 * r + 1]);
     }
-    // A row that has seen nothing yet must not subtract infinities.
-    const float base = c.base[r] == negative_infinity() ? 0.0f : c.base[r];
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < Traits::kKeyTile / 8; i++)
-#pragma unroll
-      for (int column = 0; column < 2; column++) {
-        float& value = scores[4 * i + 2 * r + column];
-        value = exp2_fast(fmaf(value, scale, -base));
-        sum += value;
-      }
-    c.total[r] = c.total[r] * shrink[r] + sum;
+    const float highest = quad_max(fmaxf(even, odd)) * scale;
+    const bool raise = highest > c.base[r] + Consumer<Traits>::kSlack;
+    shrink[r] = raise ? exp2_fast(c.base[r] - highest) : 1.0f;
+    if (raise) c.base[r] = highest;
   }
 }
 
 template <class Traits>
 __device__ __forceinline__ void rescale(Consumer<Traits>& c, const float (&shrink)[2]) {
   if (!__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) return;
+  c.total[0] *= shrink[0], c.total[1] *= shrink[1];
 #pragma unroll
   for (int i = 0; i < Traits::kValue / 8; i++) {
     c.sums[4 * i] *= shrink[0], c.sums[4 * i + 1] *= shrink[0];
@@ -183,14 +168,20 @@ __device__ __forceinline__ void rescale(Consumer<Traits>& c, const float (&shrin
   }
 }
 
+// Turns scores into the softmax's numerators.
 template <class Traits>
-__device__ __forceinline__ void pack_weights(Consumer<Traits>& c,
-                                             const float (&scores)[Traits::kKeyTile / 2]) {
+__device__ __forceinline__ void soften(Consumer<Traits>& c,
+                                       const float (&scores)[Traits::kKeyTile / 2], float scale) {
+  float base[2];  // a row that has seen nothing yet must not subtract infinities
 #pragma unroll
-  for (int step = 0; step < Consumer<Traits>::kSteps; step++)
+  for (int r = 0; r < 2; r++) base[r] = c.base[r] == negative_infinity() ? 0.0f : c.base[r];
 #pragma unroll
-    for (int part = 0; part < 4; part++)
-      c.weights[step][part] = pack(scores[8 * step + 2 * part], scores[8 * step + 2 * part + 1]);
+  for (int pair = 0; pair < Traits::kKeyTile / 4; pair++) {  // r is 0 and 1 in turn
+    const float left = exp2_fast(fmaf(scores[2 * pair], scale, -base[pair % 2]));
+    const float right = exp2_fast(fmaf(scores[2 * pair + 1], scale, -base[pair % 2]));
+    c.total[pair % 2] += left + right;
+    c.weights[pair / 4][pair % 4] = pack(left, right);
+  }
 }
 
 // ---- Store ----
@@ -248,10 +239,10 @@ __device__ __forceinline__ void store_state(const PrefillProblem& problem, const
     const float total = quad_sum(c.total[r]);
     const bool seen = row >= work.first && row < work.end && total != 0;
     const int64_t at = work.row + row;
-    store_row(problem, c, r, 1 / total, at * problem.out_row + work.head * problem.out_head, seen);
+    store_row(problem, c, r, __fdividef(1, total), at * problem.out_row + work.head * problem.out_head, seen);
     if (seen && c.thread % 4 == 0)
       problem.lse[at * problem.lse_row + work.head * problem.lse_head] =
-          c.base[r] * kLn2 + logf(total);
+          (c.base[r] + __log2f(total)) * kLn2;
   }
 }
 

@@ -5,9 +5,6 @@
 #include "cuda/tma.cuh"
 #include "ops/attention/prefill_traits.cuh"
 
-#ifndef KVPOLICY
-#define KVPOLICY kEvictLast
-#endif
 namespace loza::cuda::attention {
 
 // The keys that a query tile sees, through all segments of its run, in tiles that never cross a block.
@@ -75,19 +72,33 @@ struct Producer {
     if (use > 0) barrier_wait(barrier, (use - 1) & 1);
   }
 
-  // Items in the order of their work: heads in groups, the last tiles (which see the most keys) first.
-  // What an item reads for the first time is on its way to the L2 when the item begins.
+  // Which tile and head an item is. Heads come in groups, the last tiles (which see the most keys) first;
+  // the lightest quarter of the tiles, of all heads, is kept for the end, so that all CTAs end together.
+  __device__ void locate(int32_t item, int32_t& tile, int32_t& head) const {
+    const int32_t light = min(tile_count / 4, problem.range.local_blocks);
+    const int32_t heavy = tile_count - light;
+    const bool at_end = item >= heavy * problem.heads;
+    if (at_end) item -= heavy * problem.heads;
+    const int32_t group = at_end ? problem.heads : head_group;
+    const int32_t count = at_end ? light : heavy;  // tiles to go through with each group
+    const int32_t first_head = item / (count * group) * group;
+    const int32_t heads = min(group, problem.heads - first_head);
+    item -= first_head * count;
+    tile = count - 1 - item / heads + (at_end ? 0 : light);
+    head = first_head + item % heads;
+  }
+
+  // What the item reads for the first time is on its way to the L2 when the item begins.
   __device__ Item take_item() {
-    const int32_t in_group = tile_count * head_group, item = taken;
-    if (item >= tile_count * problem.heads) return {{}, {-1, 0, 0, 0}, 0};
+    if (taken >= tile_count * problem.heads) return {{}, {-1, 0, 0, 0}, 0};
+    int32_t index, head;
+    locate(taken, index, head);
     taken = atomicAdd(plan.next_item, 1);
-    const int32_t first_head = item / in_group * head_group, rest = item % in_group;
-    const int32_t heads = min(head_group, problem.heads - first_head);
-    const QueryTile tile = plan.tiles[tile_count - 1 - rest / heads];
+    const QueryTile tile = plan.tiles[index];
     const Segment s = read_segment(problem, tile.segment);
     const int32_t position = tile.block * kBlockTokens;
     const int32_t end = min(s.query_position + s.query_count, position + Traits::kQueryTile);
-    const Work work{first_head + rest % heads, s.query_row + position - s.query_position,
+    const Work work{head, s.query_row + position - s.query_position,
                     max(0, s.query_position - position), end - position};
     for (int row = work.row; row < work.row + Traits::kQueryTile; row += Traits::kConsumerRows) {
       for (int panel = 0; panel < Traits::kDepth; panel += Traits::kPanel)
@@ -116,10 +127,9 @@ struct Producer {
     shared.key_tile[stage] = tile;
     barrier_arrive_expect(full, Traits::kKeyBytes);
     for (int p = 0; p < kNopePanels; p++)
-      tma_load(shared.k[stage][p], maps.kv, full, p * Traits::kPanel, head, key_row, KVPOLICY);
+      tma_load(shared.k[stage][p], maps.kv, full, p * Traits::kPanel, head, key_row);
     for (int p = 0; p < Traits::kRope / Traits::kPanel; p++)
-      tma_load(shared.k[stage][kNopePanels + p], maps.k_rope, full, p * Traits::kPanel, key_row,
-               KVPOLICY);
+      tma_load(shared.k[stage][kNopePanels + p], maps.k_rope, full, p * Traits::kPanel, key_row);
   }
 
   __device__ void load_values(int32_t key_row, int head) {
@@ -128,8 +138,7 @@ struct Producer {
     wait_empty(&shared.v_empty[stage], tiles / Traits::kStages);
     barrier_arrive_expect(full, Traits::kValueBytes);
     for (int p = 0; p < Traits::kValue / Traits::kPanel; p++)
-      tma_load(shared.v[stage][p], maps.kv, full, Traits::kNope + p * Traits::kPanel, head, key_row,
-               KVPOLICY);
+      tma_load(shared.v[stage][p], maps.kv, full, Traits::kNope + p * Traits::kPanel, head, key_row);
   }
 
   // One item; returns the next, taken once both stages are filled. The first keys come before the

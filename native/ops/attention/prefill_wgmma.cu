@@ -37,7 +37,7 @@ __device__ __forceinline__ KeyTile start_tile(PrefillStorage<Traits>& shared, ui
                                               float (&scores)[Traits::kKeyTile / 2]) {
   const uint32_t stage = tile % Traits::kStages;
   barrier_wait(&shared.k_full[stage], tile / Traits::kStages & 1);
-  const KeyTile now = read_tile(shared, stage);
+  const KeyTile now = shared.key_tile[stage];
   c.take_turn();
   start_scores(shared, stage, c.group, scores);
   return now;
@@ -72,9 +72,9 @@ __device__ __forceinline__ void attend(const PrefillProblem& problem,
   wgmma_pin(scores);
   release_keys(shared, tile, now, c);
   mask(now, c, scores);
-  soften(c, scores, problem.scale, shrink);
+  raise_base(c, scores, problem.scale, shrink);
   rescale(c, shrink);
-  pack_weights(c, scores);
+  soften(c, scores, problem.scale);
   while (!now.last) {
     clear_values(shared, tile, now.keys, c);
     tile++;
@@ -85,12 +85,13 @@ __device__ __forceinline__ void attend(const PrefillProblem& problem,
     wgmma_pin(scores);
     release_keys(shared, tile, now, c);
     mask(now, c, scores);
-    soften(c, scores, problem.scale, shrink);
+    raise_base(c, scores, problem.scale, shrink);
+    wgmma_pin(shrink);  // before the wait: the sums are still under way
     wgmma_wait<0>();
     wgmma_pin(c.sums);
     c.release(&shared.v_empty[(tile - 1) % Traits::kStages]);
     rescale(c, shrink);
-    pack_weights(c, scores);
+    soften(c, scores, problem.scale);
   }
   clear_values(shared, tile, now.keys, c);
   add_values(shared, tile, c);
@@ -147,12 +148,12 @@ TensorMap map_of(const Tensor& tensor, uint32_t columns, uint32_t rows, Swizzle 
   return make_tensor_map(tensor.dtype, tensor.data, sizes, strides, box, swizzle);
 }
 
-// So many heads that the expanded keys of all of them stay in the L2.
-int heads_in_cache(const PrefillProblem& problem) {
-  if (getenv("LOZA_G")) return std::min(atoi(getenv("LOZA_G")), problem.heads);
-  constexpr int64_t kBytes = 24 << 20;
-  const int64_t one = problem.keys * (problem.nope + problem.value) * 2;
-  return static_cast<int>(std::clamp<int64_t>(kBytes / one, 1, problem.heads));
+// Heads whose keys lie side by side in memory and, for a while, in the L2.
+int head_group(int heads) {
+  if (getenv("LOZA_G")) return std::min(atoi(getenv("LOZA_G")), heads);
+  constexpr int kMost = 16;
+  const int groups = (heads + kMost - 1) / kMost;
+  return (heads + groups - 1) / groups;
 }
 
 template <class Traits>
@@ -172,7 +173,7 @@ void launch_as(const AttentionPrefillParams& params, const PrefillProblem& probl
   const int64_t items = max_tiles(problem) * problem.heads;
   const auto ctas = static_cast<unsigned>(std::min<int64_t>(multiprocessors, items));
   prefill_wgmma_kernel<Traits>
-      <<<ctas, Traits::kThreads, kBytes, stream>>>(maps, problem, plan, heads_in_cache(problem));
+      <<<ctas, Traits::kThreads, kBytes, stream>>>(maps, problem, plan, head_group(problem.heads));
   check_launch("attention_prefill");
 }
 
