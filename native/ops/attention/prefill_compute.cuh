@@ -20,9 +20,9 @@ template <class Traits>
 struct Consumer {
   static constexpr int kScores = Traits::kKeyTile / 2, kSums = Traits::kValue / 2;
   static constexpr int kSteps = Traits::kKeyTile / 16;  // of 16 keys
-  // The exponent's base is raised only when a maximum passes it by this many powers of two: sums stay
-  // far below overflow and most tiles need no rescaling.
-  static constexpr float kSlack = 8;
+  // The exponents' base is the maximum of the first tile, and stays while no thread's part of a tile's
+  // sum passes this: floating point keeps its precision at any scale, so later maxima are not needed.
+  static constexpr float kHighSum = 1ull << 40;
 
   float sums[kSums];
   uint32_t weights[kSteps][4];  // the softmax's numerators, as wgmma takes them
@@ -46,8 +46,16 @@ struct Consumer {
 
 // ---- Load ----
 
-// What the rows hold: nothing, or the result of earlier rounds, which is as if it were one key. Nothing
-// waits for the sums before the first values are added.
+template <class Traits>
+__device__ __forceinline__ void clear_state(Consumer<Traits>& c) {
+#pragma unroll
+  for (float& sum : c.sums) sum = 0;
+  c.base[0] = c.base[1] = negative_infinity();
+  c.total[0] = c.total[1] = 0;
+}
+
+// What earlier rounds left is as if it were one key. Nothing waits for the sums before the first values
+// are added.
 template <class Traits>
 __device__ __forceinline__ void load_state(const PrefillProblem& problem, const Work& work,
                                            Consumer<Traits>& c) {
@@ -55,7 +63,7 @@ __device__ __forceinline__ void load_state(const PrefillProblem& problem, const 
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     const int row = c.row(r);
-    if (problem.merges && row >= work.first && row < work.end)
+    if (row >= work.first && row < work.end)
       lse[r] = problem.lse[int64_t{work.row + row} * problem.lse_row + work.head * problem.lse_head];
   }
 #pragma unroll
@@ -136,12 +144,12 @@ __device__ __forceinline__ void mask(const KeyTile& tile, const Consumer<Traits>
   }
 }
 
-// Raises the exponents' base where the scores need it; `shrink` is what earlier sums must then be
-// multiplied by.
+// Raises the exponents' base of some rows to the maximum of the tile; earlier sums shrink.
 template <class Traits>
 __device__ __forceinline__ void raise_base(Consumer<Traits>& c,
                                            const float (&scores)[Traits::kKeyTile / 2], float scale,
-                                           float (&shrink)[2]) {
+                                           const bool (&wanted)[2]) {
+  float shrink[2];
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     float even = scores[2 * r], odd = scores[2 * r + 1];
@@ -151,16 +159,11 @@ __device__ __forceinline__ void raise_base(Consumer<Traits>& c,
       odd = fmaxf(odd, scores[4 * i + 2 * r + 1]);
     }
     const float highest = quad_max(fmaxf(even, odd)) * scale;
-    const bool raise = highest > c.base[r] + Consumer<Traits>::kSlack;
+    const bool raise = wanted[r] && highest > c.base[r];
     shrink[r] = raise ? exp2_fast(c.base[r] - highest) : 1.0f;
     if (raise) c.base[r] = highest;
+    c.total[r] *= shrink[r];
   }
-}
-
-template <class Traits>
-__device__ __forceinline__ void rescale(Consumer<Traits>& c, const float (&shrink)[2]) {
-  if (!__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) return;
-  c.total[0] *= shrink[0], c.total[1] *= shrink[1];
 #pragma unroll
   for (int i = 0; i < Traits::kValue / 8; i++) {
     c.sums[4 * i] *= shrink[0], c.sums[4 * i + 1] *= shrink[0];
@@ -168,69 +171,95 @@ __device__ __forceinline__ void rescale(Consumer<Traits>& c, const float (&shrin
   }
 }
 
-// Turns scores into the softmax's numerators.
+// Turns scores into the softmax's numerators; gives this thread's part of their sums.
 template <class Traits>
-__device__ __forceinline__ void soften(Consumer<Traits>& c,
-                                       const float (&scores)[Traits::kKeyTile / 2], float scale) {
-  float base[2];  // a row that has seen nothing yet must not subtract infinities
-#pragma unroll
-  for (int r = 0; r < 2; r++) base[r] = c.base[r] == negative_infinity() ? 0.0f : c.base[r];
+__device__ __forceinline__ void weigh(Consumer<Traits>& c,
+                                      const float (&scores)[Traits::kKeyTile / 2], float scale,
+                                      const float (&base)[2], float (&sum)[2]) {
+  sum[0] = sum[1] = 0;
 #pragma unroll
   for (int pair = 0; pair < Traits::kKeyTile / 4; pair++) {  // r is 0 and 1 in turn
     const float left = exp2_fast(fmaf(scores[2 * pair], scale, -base[pair % 2]));
     const float right = exp2_fast(fmaf(scores[2 * pair + 1], scale, -base[pair % 2]));
-    c.total[pair % 2] += left + right;
+    sum[pair % 2] += left;
+    sum[pair % 2] += right;
     c.weights[pair / 4][pair % 4] = pack(left, right);
   }
 }
 
-// ---- Store ----
-
-// Lane j of four has word j of four chunks of eight bf16; afterwards it has the words of chunk j.
-__device__ __forceinline__ void exchange_words(uint32_t (&words)[4], int lane) {
-  const bool odd = lane & 1, high = lane & 2;
+// The same with a base raised as far as the tile needs it, in the rows where that is wanted.
+template <class Traits>
+__device__ __forceinline__ void weigh_raised(Consumer<Traits>& c,
+                                             const float (&scores)[Traits::kKeyTile / 2],
+                                             float scale, const bool (&wanted)[2],
+                                             float (&sum)[2]) {
+  raise_base(c, scores, scale, wanted);
+  float base[2];  // a row that has seen nothing yet must not subtract infinities
 #pragma unroll
-  for (int i = 0; i < 4; i += 2) {
-    const uint32_t given = __shfl_xor_sync(0xffffffff, odd ? words[i] : words[i + 1], 1);
-    (odd ? words[i] : words[i + 1]) = given;
-  }
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const uint32_t given = __shfl_xor_sync(0xffffffff, high ? words[i] : words[i + 2], 2);
-    (high ? words[i] : words[i + 2]) = given;
-  }
+  for (int r = 0; r < 2; r++) base[r] = c.base[r] == negative_infinity() ? 0.0f : c.base[r];
+  weigh(c, scores, scale, base, sum);
 }
 
 template <class Traits>
-__device__ __forceinline__ void store_row(const PrefillProblem& problem, const Consumer<Traits>& c,
-                                          int r, float inverse, int64_t at, bool seen) {
-  const int lane = c.thread % 4;
-  if (problem.merges) {
-    float* to = static_cast<float*>(problem.out) + at + lane * 2;
+__device__ __forceinline__ void soften_first(Consumer<Traits>& c,
+                                             const float (&scores)[Traits::kKeyTile / 2],
+                                             float scale) {
+  float sum[2];
+  weigh_raised(c, scores, scale, {true, true}, sum);
+  c.total[0] += sum[0], c.total[1] += sum[1];
+}
+
+// Whether a row's base rises depends on the row alone, so that its bits do not depend on others.
+template <class Traits>
+__device__ __forceinline__ void soften(Consumer<Traits>& c,
+                                       const float (&scores)[Traits::kKeyTile / 2], float scale) {
+  float sum[2];
+  weigh(c, scores, scale, c.base, sum);
+  bool high[2];  // also where the base is still -inf: the sum is not a number
 #pragma unroll
-    for (int i = 0; i < Traits::kValue / 8; i++)
-      if (seen)
-        *reinterpret_cast<float2*>(to + i * 8) =
-            float2{c.sums[4 * i + 2 * r] * inverse, c.sums[4 * i + 2 * r + 1] * inverse};
-    return;
-  }
-  bf16* to = static_cast<bf16*>(problem.out) + at + lane * 8;
+  for (int r = 0; r < 2; r++) high[r] = !(sum[r] < Consumer<Traits>::kHighSum);
+  if (__any_sync(0xffffffff, high[0] || high[1])) {
 #pragma unroll
-  for (int i = 0; i < Traits::kValue / 8; i += 4) {
-    uint32_t words[4];
-#pragma unroll
-    for (int chunk = 0; chunk < 4; chunk++) {
-      const int n = 4 * (i + chunk) + 2 * r;
-      words[chunk] = pack(c.sums[n] * inverse, c.sums[n + 1] * inverse);
+    for (int r = 0; r < 2; r++) {
+      high[r] |= __shfl_xor_sync(0xffffffff, high[r], 1);
+      high[r] |= __shfl_xor_sync(0xffffffff, high[r], 2);
     }
-    exchange_words(words, lane);
+    weigh_raised(c, scores, scale, high, sum);
+  }
+  c.total[0] += sum[0], c.total[1] += sum[1];
+}
+
+// ---- Store ----
+
+// Writes a row: four threads share it, and each has two of every eight columns.
+template <class Traits>
+__device__ __forceinline__ void store_row(float* to, const Consumer<Traits>& c, int r,
+                                          float inverse, bool seen) {
+#pragma unroll
+  for (int i = 0; i < Traits::kValue / 8; i++)
     if (seen)
-      *reinterpret_cast<uint4*>(to + i * 8) = uint4{words[0], words[1], words[2], words[3]};
+      *reinterpret_cast<float2*>(to + i * 8 + c.thread % 4 * 2) =
+          float2{c.sums[4 * i + 2 * r] * inverse, c.sums[4 * i + 2 * r + 1] * inverse};
+}
+
+// Neighbours exchange words, so that a store has four columns and the four threads a whole sector.
+template <class Traits>
+__device__ __forceinline__ void store_row(bf16* to, const Consumer<Traits>& c, int r, float inverse,
+                                          bool seen) {
+  const bool odd = c.thread & 1;
+  to += (odd ? 8 : 0) + (c.thread & 2) * 2;
+#pragma unroll
+  for (int i = 0; i < Traits::kValue / 8; i += 2) {
+    const int n = 4 * i + 2 * r;
+    const uint32_t left = pack(c.sums[n] * inverse, c.sums[n + 1] * inverse);
+    const uint32_t right = pack(c.sums[n + 4] * inverse, c.sums[n + 5] * inverse);
+    const uint32_t given = __shfl_xor_sync(0xffffffff, odd ? left : right, 1);
+    if (seen) *reinterpret_cast<uint2*>(to + i * 8) = odd ? uint2{given, right} : uint2{left, given};
   }
 }
 
 // Rows that have seen no key, now or before, stay as they are.
-template <class Traits>
+template <class Out, class Traits>
 __device__ __forceinline__ void store_state(const PrefillProblem& problem, const Work& work,
                                             const Consumer<Traits>& c) {
 #pragma unroll
@@ -239,7 +268,8 @@ __device__ __forceinline__ void store_state(const PrefillProblem& problem, const
     const float total = quad_sum(c.total[r]);
     const bool seen = row >= work.first && row < work.end && total != 0;
     const int64_t at = work.row + row;
-    store_row(problem, c, r, __fdividef(1, total), at * problem.out_row + work.head * problem.out_head, seen);
+    Out* to = static_cast<Out*>(problem.out) + at * problem.out_row + work.head * problem.out_head;
+    store_row(to, c, r, __fdividef(1, total), seen);
     if (seen && c.thread % 4 == 0)
       problem.lse[at * problem.lse_row + work.head * problem.lse_head] =
           (c.base[r] + __log2f(total)) * kLn2;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <type_traits>
 
 #include "ops/attention/prefill_compute.cuh"
 #include "ops/attention/prefill_load.cuh"
@@ -65,16 +66,14 @@ template <class Traits>
 __device__ __forceinline__ void attend(const PrefillProblem& problem,
                                        PrefillStorage<Traits>& shared, uint32_t& tile,
                                        Consumer<Traits>& c) {
-  float scores[Consumer<Traits>::kScores], shrink[2];
+  float scores[Consumer<Traits>::kScores];
   KeyTile now = start_tile(shared, tile, c, scores);
   c.pass_turn();
   wgmma_wait<0>();
   wgmma_pin(scores);
   release_keys(shared, tile, now, c);
   mask(now, c, scores);
-  raise_base(c, scores, problem.scale, shrink);
-  rescale(c, shrink);
-  soften(c, scores, problem.scale);
+  soften_first(c, scores, problem.scale);
   while (!now.last) {
     clear_values(shared, tile, now.keys, c);
     tile++;
@@ -85,12 +84,9 @@ __device__ __forceinline__ void attend(const PrefillProblem& problem,
     wgmma_pin(scores);
     release_keys(shared, tile, now, c);
     mask(now, c, scores);
-    raise_base(c, scores, problem.scale, shrink);
-    wgmma_pin(shrink);  // before the wait: the sums are still under way
     wgmma_wait<0>();
     wgmma_pin(c.sums);
     c.release(&shared.v_empty[(tile - 1) % Traits::kStages]);
-    rescale(c, shrink);
     soften(c, scores, problem.scale);
   }
   clear_values(shared, tile, now.keys, c);
@@ -101,7 +97,8 @@ __device__ __forceinline__ void attend(const PrefillProblem& problem,
   tile++;
 }
 
-template <class Traits>
+// Out: bf16 to write, float to merge with what is there.
+template <class Traits, class Out>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
     prefill_wgmma_kernel(const __grid_constant__ PrefillMaps maps, const PrefillProblem problem,
                          const PrefillPlan plan, int head_group) {
@@ -125,9 +122,12 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     barrier_wait(&shared.q_full[c.group], item & 1);
     const Work work = shared.work[c.group];
     if (work.head < 0) return;
-    load_state(problem, work, c);
+    if constexpr (std::is_same_v<Out, float>)
+      load_state(problem, work, c);
+    else
+      clear_state(c);
     attend(problem, shared, tile, c);
-    store_state(problem, work, c);
+    store_state<Out>(problem, work, c);
   }
 }
 
@@ -156,7 +156,7 @@ int head_group(int heads) {
   return (heads + groups - 1) / groups;
 }
 
-template <class Traits>
+template <class Traits, class Out>
 void launch_as(const AttentionPrefillParams& params, const PrefillProblem& problem,
                std::byte* scratch, int multiprocessors, cudaStream_t stream) {
   constexpr uint32_t kPanel = Traits::kPanel, kKeys = Traits::kKeyTile;
@@ -167,18 +167,27 @@ void launch_as(const AttentionPrefillParams& params, const PrefillProblem& probl
                          map_of(params.k_rope, kPanel, kKeys, Swizzle::k128Bytes),
                          map_of(params.out, Traits::kValue, kRows, Swizzle::kNone)};
   const PrefillPlan plan = place_plan(problem, scratch);
-  allow_shared_memory<prefill_wgmma_kernel<Traits>>(kBytes);
+  allow_shared_memory<prefill_wgmma_kernel<Traits, Out>>(kBytes);
   plan_prefill_kernel<<<1, kPlanThreads, 0, stream>>>(problem, plan);
   check_launch("attention_prefill");
   const int64_t items = max_tiles(problem) * problem.heads;
   const auto ctas = static_cast<unsigned>(std::min<int64_t>(multiprocessors, items));
-  prefill_wgmma_kernel<Traits>
+  prefill_wgmma_kernel<Traits, Out>
       <<<ctas, Traits::kThreads, kBytes, stream>>>(maps, problem, plan, head_group(problem.heads));
   check_launch("attention_prefill");
 }
 
 using LongCat = PrefillTraits<128, 64, 128, 128>;
 using Glm = PrefillTraits<192, 64, 256, 64>;
+
+template <class Traits>
+void launch_for(const AttentionPrefillParams& params, const PrefillProblem& problem,
+                std::byte* scratch, int multiprocessors, cudaStream_t stream) {
+  if (problem.merges)
+    launch_as<Traits, float>(params, problem, scratch, multiprocessors, stream);
+  else
+    launch_as<Traits, bf16>(params, problem, scratch, multiprocessors, stream);
+}
 
 template <class Traits>
 bool fits(const PrefillProblem& problem) {
@@ -197,9 +206,9 @@ size_t wgmma_prefill_scratch(const PrefillProblem& problem) { return plan_bytes(
 void launch_wgmma_prefill(const AttentionPrefillParams& params, const PrefillProblem& problem,
                           std::byte* scratch, int multiprocessors, cudaStream_t stream) {
   if (fits<LongCat>(problem))
-    launch_as<LongCat>(params, problem, scratch, multiprocessors, stream);
+    launch_for<LongCat>(params, problem, scratch, multiprocessors, stream);
   else
-    launch_as<Glm>(params, problem, scratch, multiprocessors, stream);
+    launch_for<Glm>(params, problem, scratch, multiprocessors, stream);
 }
 
 }  // namespace loza::cuda::attention
