@@ -45,6 +45,13 @@ __device__ inline void ldmatrix_x4_transposed(uint32_t (&to)[4], const void* row
                : "memory");
 }
 
+// The opposite of ldmatrix_x4: lane l has row l / 4, columns 2(l % 4) and 2(l % 4) + 1 of each matrix.
+__device__ inline void stmatrix_x4(uint32_t row, const uint32_t (&from)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(row),
+               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
+}
+
 // c[16 x 8] += a[16 x 16] b[16 x 8], bf16 with fp32 sums. With g = lane / 4 and j = lane % 4:
 //   a[0..3]: rows g, g + 8, g, g + 8 at k = 2j, 2j + 1 (the last two at k + 8)
 //   b0, b1:  column g at k = 2j, 2j + 1 and at k + 8

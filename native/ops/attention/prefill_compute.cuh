@@ -3,8 +3,11 @@
 // + 8 (r = 1) the columns 8 i + 2 j and + 1.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/attention_mma.cuh"
 #include "cuda/barrier.cuh"
+#include "cuda/tma.cuh"
 #include "cuda/wgmma.cuh"
 #include "ops/attention/prefill_traits.cuh"
 
@@ -231,49 +234,80 @@ __device__ __forceinline__ void soften(Consumer<Traits>& c,
 
 // ---- Store ----
 
-// Writes a row: four threads share it, and each has two of every eight columns.
-template <class Traits>
-__device__ __forceinline__ void store_row(float* to, const Consumer<Traits>& c, int r,
-                                          float inverse, bool seen) {
+// Writes two rows: four threads share each, and have two of every eight columns.
+template <class Out, class Traits>
+__device__ __forceinline__ void store_rows(const PrefillProblem& problem, const Work& work,
+                                           const Consumer<Traits>& c, const float (&inverse)[2],
+                                           const bool (&seen)[2]) {
 #pragma unroll
-  for (int i = 0; i < Traits::kValue / 8; i++)
-    if (seen)
-      *reinterpret_cast<float2*>(to + i * 8 + c.thread % 4 * 2) =
-          float2{c.sums[4 * i + 2 * r] * inverse, c.sums[4 * i + 2 * r + 1] * inverse};
+  for (int r = 0; r < 2; r++) {
+    if (!seen[r]) continue;
+    Out* to = static_cast<Out*>(problem.out) + int64_t{work.row + c.row(r)} * problem.out_row +
+              work.head * problem.out_head + c.thread % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < Traits::kValue / 8; i++) {
+      const float left = c.sums[4 * i + 2 * r] * inverse[r];
+      const float right = c.sums[4 * i + 2 * r + 1] * inverse[r];
+      if constexpr (std::is_same_v<Out, float>)
+        *reinterpret_cast<float2*>(to + i * 8) = float2{left, right};
+      else
+        *reinterpret_cast<uint32_t*>(to + i * 8) = pack(left, right);
+    }
+  }
 }
 
-// Neighbours exchange words, so that a store has four columns and the four threads a whole sector.
+// Writes the warp's 16 rows, a panel at a time, through shared memory: whole lines of 128 bytes.
 template <class Traits>
-__device__ __forceinline__ void store_row(bf16* to, const Consumer<Traits>& c, int r, float inverse,
-                                          bool seen) {
-  const bool odd = c.thread & 1;
-  to += (odd ? 8 : 0) + (c.thread & 2) * 2;
+__device__ __forceinline__ void store_panels(PrefillStorage<Traits>& shared, const TensorMap& map,
+                                             const Work& work, const Consumer<Traits>& c,
+                                             const float (&inverse)[2]) {
+  const int warp = c.thread / kLanes, lane = c.thread % kLanes;
+  bf16* panel = shared.out[c.group][warp];
+  const int row = lane % 16;  // whose address this lane gives
 #pragma unroll
-  for (int i = 0; i < Traits::kValue / 8; i += 2) {
-    const int n = 4 * i + 2 * r;
-    const uint32_t left = pack(c.sums[n] * inverse, c.sums[n + 1] * inverse);
-    const uint32_t right = pack(c.sums[n + 4] * inverse, c.sums[n + 5] * inverse);
-    const uint32_t given = __shfl_xor_sync(0xffffffff, odd ? left : right, 1);
-    if (seen) *reinterpret_cast<uint2*>(to + i * 8) = odd ? uint2{given, right} : uint2{left, given};
+  for (int first = 0; first < Traits::kValue / 8; first += Traits::kPanel / 8) {
+    if (lane == 0) tma_store_wait_read<0>();
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < Traits::kPanel / 8; i += 2) {
+      uint32_t words[4];
+#pragma unroll
+      for (int part = 0; part < 4; part++) {
+        const int n = 4 * (first + i) + 2 * part;
+        words[part] = pack(c.sums[n] * inverse[part % 2], c.sums[n + 1] * inverse[part % 2]);
+      }
+      stmatrix_x4(shared_address(panel) + tile_offset<Traits::kPanel>(row, i + lane / 16), words);
+    }
+    proxy_fence();
+    __syncwarp();
+    if (lane == 0) {
+      tma_store(map, panel, first * 8, work.head, work.row + c.row(0) - lane / 4);
+      tma_store_commit();
+    }
   }
 }
 
 // Rows that have seen no key, now or before, stay as they are.
 template <class Out, class Traits>
-__device__ __forceinline__ void store_state(const PrefillProblem& problem, const Work& work,
-                                            const Consumer<Traits>& c) {
+__device__ __forceinline__ void store_state(const PrefillProblem& problem,
+                                            PrefillStorage<Traits>& shared, const TensorMap& map,
+                                            const Work& work, const Consumer<Traits>& c) {
+  float inverse[2];
+  bool seen[2];
 #pragma unroll
   for (int r = 0; r < 2; r++) {
     const int row = c.row(r);
     const float total = quad_sum(c.total[r]);
-    const bool seen = row >= work.first && row < work.end && total != 0;
-    const int64_t at = work.row + row;
-    Out* to = static_cast<Out*>(problem.out) + at * problem.out_row + work.head * problem.out_head;
-    store_row(to, c, r, __fdividef(1, total), seen);
-    if (seen && c.thread % 4 == 0)
-      problem.lse[at * problem.lse_row + work.head * problem.lse_head] =
+    inverse[r] = __fdividef(1, total);
+    seen[r] = row >= work.first && row < work.end && total != 0;
+    if (seen[r] && c.thread % 4 == 0)
+      problem.lse[int64_t{work.row + row} * problem.lse_row + work.head * problem.lse_head] =
           (c.base[r] + __log2f(total)) * kLn2;
   }
+  if constexpr (std::is_same_v<Out, bf16>)
+    if (__all_sync(0xffffffff, seen[0] && seen[1]))
+      return store_panels(shared, map, work, c, inverse);
+  store_rows<Out>(problem, work, c, inverse, seen);
 }
 
 }  // namespace loza::cuda::attention

@@ -17,6 +17,7 @@ struct PrefillTraits {
   static constexpr int kQueryTile = kConsumers * kConsumerRows;
   static constexpr int kStages = 2;
   static constexpr int kWarpgroup = 128;
+  static constexpr int kWarps = kWarpgroup / 32;  // of 16 rows each
   static constexpr int kThreads = (1 + kConsumers) * kWarpgroup;
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static constexpr uint32_t kQueryBytes = kConsumerRows * kDepth * 2;
@@ -48,6 +49,7 @@ struct PrefillStorage {
   alignas(1024) bf16 q[Traits::kConsumers][Traits::kDepth / kPanel][Traits::kConsumerRows * kPanel];
   alignas(1024) bf16 k[Traits::kStages][Traits::kDepth / kPanel][Traits::kKeyTile * kPanel];
   alignas(1024) bf16 v[Traits::kStages][Traits::kValue / kPanel][Traits::kKeyTile * kPanel];
+  alignas(1024) bf16 out[Traits::kConsumers][Traits::kWarps][16 * kPanel];  // on its way out
   // full: the copies have arrived; empty: every warp that reads it is done.
   uint64_t q_full[Traits::kConsumers], q_empty[Traits::kConsumers];
   uint64_t k_full[Traits::kStages], k_empty[Traits::kStages];
@@ -60,7 +62,7 @@ struct PrefillMaps {
   TensorMap q;       // [rows, heads, depth], boxes of 64 rows of one head
   TensorMap kv;      // [keys, heads, nope + value], boxes of one key tile of one head
   TensorMap k_rope;  // [keys, rope], boxes of one key tile
-  TensorMap out;     // [rows, heads, value], boxes of 64 rows of one head; where rounds are merged
+  TensorMap out;     // [rows, heads, value]; f32: boxes of 64 rows, to read; bf16: panels of 16 rows
 };
 
 }  // namespace loza::cuda::attention

@@ -7,8 +7,6 @@
 #include "ops/attention/prefill_wgmma.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <type_traits>
 
 #include "ops/attention/prefill_compute.cuh"
 #include "ops/attention/prefill_load.cuh"
@@ -18,7 +16,7 @@ namespace {
 
 template <class Traits>
 __device__ __forceinline__ void initialise(PrefillStorage<Traits>& shared) {
-  constexpr int kWarps = Traits::kWarpgroup / kLanes;
+  constexpr int kWarps = Traits::kWarps;
   for (int i = 0; i < Traits::kConsumers; i++) {
     barrier_init(&shared.q_full[i], 1);
     barrier_init(&shared.q_empty[i], kWarps);
@@ -31,17 +29,12 @@ __device__ __forceinline__ void initialise(PrefillStorage<Traits>& shared) {
   barrier_init_fence();
 }
 
-// Waits for the keys of a tile and starts its scores.
+// Waits for the keys of a tile.
 template <class Traits>
-__device__ __forceinline__ KeyTile start_tile(PrefillStorage<Traits>& shared, uint32_t tile,
-                                              Consumer<Traits>& c,
-                                              float (&scores)[Traits::kKeyTile / 2]) {
+__device__ __forceinline__ KeyTile await_tile(PrefillStorage<Traits>& shared, uint32_t tile) {
   const uint32_t stage = tile % Traits::kStages;
   barrier_wait(&shared.k_full[stage], tile / Traits::kStages & 1);
-  const KeyTile now = shared.key_tile[stage];
-  c.take_turn();
-  start_scores(shared, stage, c.group, scores);
-  return now;
+  return shared.key_tile[stage];
 }
 
 // After the scores of a tile: the memory of its keys is free.
@@ -67,17 +60,22 @@ __device__ __forceinline__ void attend(const PrefillProblem& problem,
                                        PrefillStorage<Traits>& shared, uint32_t& tile,
                                        Consumer<Traits>& c) {
   float scores[Consumer<Traits>::kScores];
-  KeyTile now = start_tile(shared, tile, c, scores);
+  KeyTile now = await_tile(shared, tile);
+  c.take_turn();
+  start_scores(shared, tile % Traits::kStages, c.group, scores);
   c.pass_turn();
   wgmma_wait<0>();
   wgmma_pin(scores);
   release_keys(shared, tile, now, c);
   mask(now, c, scores);
   soften_first(c, scores, problem.scale);
+  KeyTile next = now.last ? now : await_tile(shared, tile + 1);
   while (!now.last) {
     clear_values(shared, tile, now.keys, c);
     tile++;
-    now = start_tile(shared, tile, c, scores);
+    now = next;
+    c.take_turn();
+    start_scores(shared, tile % Traits::kStages, c.group, scores);
     add_values(shared, tile - 1, c);
     c.pass_turn();
     wgmma_wait<1>();
@@ -87,6 +85,7 @@ __device__ __forceinline__ void attend(const PrefillProblem& problem,
     wgmma_wait<0>();
     wgmma_pin(c.sums);
     c.release(&shared.v_empty[(tile - 1) % Traits::kStages]);
+    if (!now.last) next = await_tile(shared, tile + 1);  // has come by now
     soften(c, scores, problem.scale);
   }
   clear_values(shared, tile, now.keys, c);
@@ -121,14 +120,15 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   for (uint32_t item = 0;; item++) {
     barrier_wait(&shared.q_full[c.group], item & 1);
     const Work work = shared.work[c.group];
-    if (work.head < 0) return;
+    if (work.head < 0) break;
     if constexpr (std::is_same_v<Out, float>)
       load_state(problem, work, c);
     else
       clear_state(c);
     attend(problem, shared, tile, c);
-    store_state<Out>(problem, work, c);
+    store_state<Out>(problem, shared, maps.out, work, c);
   }
+  if (c.thread % kLanes == 0) tma_store_wait_read<0>();
 }
 
 // ---- Launch ----
@@ -150,7 +150,6 @@ TensorMap map_of(const Tensor& tensor, uint32_t columns, uint32_t rows, Swizzle 
 
 // Heads whose keys lie side by side in memory and, for a while, in the L2.
 int head_group(int heads) {
-  if (getenv("LOZA_G")) return std::min(atoi(getenv("LOZA_G")), heads);
   constexpr int kMost = 16;
   const int groups = (heads + kMost - 1) / kMost;
   return (heads + groups - 1) / groups;
@@ -165,7 +164,9 @@ void launch_as(const AttentionPrefillParams& params, const PrefillProblem& probl
   const PrefillMaps maps{map_of(params.q, kPanel, kRows, Swizzle::k128Bytes),
                          map_of(params.kv, kPanel, kKeys, Swizzle::k128Bytes),
                          map_of(params.k_rope, kPanel, kKeys, Swizzle::k128Bytes),
-                         map_of(params.out, Traits::kValue, kRows, Swizzle::kNone)};
+                         problem.merges
+                             ? map_of(params.out, Traits::kValue, kRows, Swizzle::kNone)
+                             : map_of(params.out, kPanel, 16, Swizzle::k128Bytes)};
   const PrefillPlan plan = place_plan(problem, scratch);
   allow_shared_memory<prefill_wgmma_kernel<Traits, Out>>(kBytes);
   plan_prefill_kernel<<<1, kPlanThreads, 0, stream>>>(problem, plan);
