@@ -234,8 +234,8 @@ __device__ void add_values(const PrefillStorage<Traits>& shared, int stage,
 
 template <class Traits>
 __device__ void attend_tile(const PrefillProblem& problem, const PrefillStorage<Traits>& shared,
-                            int stage, const Segment& segment, const Run& run, const BlockPart& tile,
-                            PrefillState<Traits>& state) {
+                            int stage, const Segment& segment, const Run& run,
+                            const BlockPart& tile, PrefillState<Traits>& state) {
   int limits[2];
 #pragma unroll
   for (int r = 0; r < 2; r++) {

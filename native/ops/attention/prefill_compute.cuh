@@ -39,9 +39,7 @@ struct Consumer {
   __device__ void release(uint64_t* barrier) const {
     if (thread % kLanes == 0) barrier_arrive(barrier);
   }
-  __device__ void take_turn() const {
-    named_barrier_sync(kTurn + group, 2 * Traits::kWarpgroup);
-  }
+  __device__ void take_turn() const { named_barrier_sync(kTurn + group, 2 * Traits::kWarpgroup); }
   __device__ void pass_turn() const {
     named_barrier_arrive(kTurn + (group ^ 1), 2 * Traits::kWarpgroup);
   }
@@ -67,7 +65,8 @@ __device__ __forceinline__ void load_state(const PrefillProblem& problem, const 
   for (int r = 0; r < 2; r++) {
     const int row = c.row(r);
     if (row >= work.first && row < work.end)
-      lse[r] = problem.lse[int64_t{work.row + row} * problem.lse_row + work.head * problem.lse_head];
+      lse[r] =
+          problem.lse[int64_t{work.row + row} * problem.lse_row + work.head * problem.lse_head];
   }
 #pragma unroll
   for (int r = 0; r < 2; r++) {
@@ -234,25 +233,19 @@ __device__ __forceinline__ void soften(Consumer<Traits>& c,
 
 // ---- Store ----
 
-// Writes two rows: four threads share each, and have two of every eight columns.
+// Writes a row: four threads share it, and each has two of every eight columns.
 template <class Out, class Traits>
-__device__ __forceinline__ void store_rows(const PrefillProblem& problem, const Work& work,
-                                           const Consumer<Traits>& c, const float (&inverse)[2],
-                                           const bool (&seen)[2]) {
+__device__ __forceinline__ void store_row(Out* to, const Consumer<Traits>& c, int r, float inverse,
+                                          bool seen) {
 #pragma unroll
-  for (int r = 0; r < 2; r++) {
-    if (!seen[r]) continue;
-    Out* to = static_cast<Out*>(problem.out) + int64_t{work.row + c.row(r)} * problem.out_row +
-              work.head * problem.out_head + c.thread % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < Traits::kValue / 8; i++) {
-      const float left = c.sums[4 * i + 2 * r] * inverse[r];
-      const float right = c.sums[4 * i + 2 * r + 1] * inverse[r];
-      if constexpr (std::is_same_v<Out, float>)
-        *reinterpret_cast<float2*>(to + i * 8) = float2{left, right};
-      else
-        *reinterpret_cast<uint32_t*>(to + i * 8) = pack(left, right);
-    }
+  for (int i = 0; i < Traits::kValue / 8; i++) {
+    const float left = c.sums[4 * i + 2 * r] * inverse;
+    const float right = c.sums[4 * i + 2 * r + 1] * inverse;
+    if (!seen) continue;
+    if constexpr (std::is_same_v<Out, float>)
+      *reinterpret_cast<float2*>(to + i * 8 + c.thread % 4 * 2) = float2{left, right};
+    else
+      *reinterpret_cast<uint32_t*>(to + i * 8 + c.thread % 4 * 2) = pack(left, right);
   }
 }
 
@@ -300,14 +293,19 @@ __device__ __forceinline__ void store_state(const PrefillProblem& problem,
     const float total = quad_sum(c.total[r]);
     inverse[r] = __fdividef(1, total);
     seen[r] = row >= work.first && row < work.end && total != 0;
+    const int64_t at = work.row + row;
+    if constexpr (std::is_same_v<Out, float>)
+      store_row(problem.out_at<Out>(at, work.head), c, r, inverse[r], seen[r]);
     if (seen[r] && c.thread % 4 == 0)
-      problem.lse[int64_t{work.row + row} * problem.lse_row + work.head * problem.lse_head] =
+      problem.lse[at * problem.lse_row + work.head * problem.lse_head] =
           (c.base[r] + __log2f(total)) * kLn2;
   }
-  if constexpr (std::is_same_v<Out, bf16>)
-    if (__all_sync(0xffffffff, seen[0] && seen[1]))
-      return store_panels(shared, map, work, c, inverse);
-  store_rows<Out>(problem, work, c, inverse, seen);
+  if constexpr (std::is_same_v<Out, float>) return;
+  if (__all_sync(0xffffffff, seen[0] && seen[1]))
+    return store_panels(shared, map, work, c, inverse);
+#pragma unroll
+  for (int r = 0; r < 2; r++)
+    store_row(problem.out_at<Out>(work.row + c.row(r), work.head), c, r, inverse[r], seen[r]);
 }
 
 }  // namespace loza::cuda::attention

@@ -64,8 +64,8 @@ struct Producer {
   const PrefillPlan& plan;
   const PrefillMaps& maps;
   PrefillStorage<Traits>& shared;
-  int32_t head_group;              // heads whose keys share the L2
-  uint32_t tiles = 0, items = 0;   // so far: they name stages and phases
+  int32_t head_group;                 // heads whose keys share the L2
+  uint32_t tiles = 0, items = 0;      // so far: they name stages and phases
   int32_t tile_count = 0, taken = 0;  // the item after the next one
 
   static __device__ void wait_empty(uint64_t* barrier, uint32_t use) {
@@ -138,7 +138,8 @@ struct Producer {
     wait_empty(&shared.v_empty[stage], tiles / Traits::kStages);
     barrier_arrive_expect(full, Traits::kValueBytes);
     for (int p = 0; p < Traits::kValue / Traits::kPanel; p++)
-      tma_load(shared.v[stage][p], maps.kv, full, Traits::kNope + p * Traits::kPanel, head, key_row);
+      tma_load(shared.v[stage][p], maps.kv, full, Traits::kNope + p * Traits::kPanel, head,
+               key_row);
   }
 
   // One item; returns the next, taken once both stages are filled. The first keys come before the

@@ -26,6 +26,11 @@ struct PrefillProblem {
   KeyRange range;
   bool merges;  // out is f32
   bool vector;  // everything lies on 16-byte chunks
+
+  template <class Out>
+  __device__ Out* out_at(int64_t row, int32_t head) const {
+    return static_cast<Out*>(out) + row * out_row + head * out_head;
+  }
 };
 
 // Whether every row of the tensor begins on a 16-byte chunk.

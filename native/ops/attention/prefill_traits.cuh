@@ -62,7 +62,7 @@ struct PrefillMaps {
   TensorMap q;       // [rows, heads, depth], boxes of 64 rows of one head
   TensorMap kv;      // [keys, heads, nope + value], boxes of one key tile of one head
   TensorMap k_rope;  // [keys, rope], boxes of one key tile
-  TensorMap out;     // [rows, heads, value]; f32: boxes of 64 rows, to read; bf16: panels of 16 rows
+  TensorMap out;  // [rows, heads, value]; f32: boxes of 64 rows, to read; bf16: panels of 16 rows
 };
 
 }  // namespace loza::cuda::attention

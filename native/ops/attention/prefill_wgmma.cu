@@ -29,12 +29,17 @@ __device__ __forceinline__ void initialise(PrefillStorage<Traits>& shared) {
   barrier_init_fence();
 }
 
-// Waits for the keys of a tile.
+// Waits for the keys of a tile and starts its scores.
 template <class Traits>
-__device__ __forceinline__ KeyTile await_tile(PrefillStorage<Traits>& shared, uint32_t tile) {
+__device__ __forceinline__ KeyTile start_tile(PrefillStorage<Traits>& shared, uint32_t tile,
+                                              Consumer<Traits>& c,
+                                              float (&scores)[Traits::kKeyTile / 2]) {
   const uint32_t stage = tile % Traits::kStages;
   barrier_wait(&shared.k_full[stage], tile / Traits::kStages & 1);
-  return shared.key_tile[stage];
+  const KeyTile now = shared.key_tile[stage];
+  c.take_turn();
+  start_scores(shared, stage, c.group, scores);
+  return now;
 }
 
 // After the scores of a tile: the memory of its keys is free.
@@ -60,22 +65,17 @@ __device__ __forceinline__ void attend(const PrefillProblem& problem,
                                        PrefillStorage<Traits>& shared, uint32_t& tile,
                                        Consumer<Traits>& c) {
   float scores[Consumer<Traits>::kScores];
-  KeyTile now = await_tile(shared, tile);
-  c.take_turn();
-  start_scores(shared, tile % Traits::kStages, c.group, scores);
+  KeyTile now = start_tile(shared, tile, c, scores);
   c.pass_turn();
   wgmma_wait<0>();
   wgmma_pin(scores);
   release_keys(shared, tile, now, c);
   mask(now, c, scores);
   soften_first(c, scores, problem.scale);
-  KeyTile next = now.last ? now : await_tile(shared, tile + 1);
   while (!now.last) {
     clear_values(shared, tile, now.keys, c);
     tile++;
-    now = next;
-    c.take_turn();
-    start_scores(shared, tile % Traits::kStages, c.group, scores);
+    now = start_tile(shared, tile, c, scores);
     add_values(shared, tile - 1, c);
     c.pass_turn();
     wgmma_wait<1>();
@@ -85,7 +85,6 @@ __device__ __forceinline__ void attend(const PrefillProblem& problem,
     wgmma_wait<0>();
     wgmma_pin(c.sums);
     c.release(&shared.v_empty[(tile - 1) % Traits::kStages]);
-    if (!now.last) next = await_tile(shared, tile + 1);  // has come by now
     soften(c, scores, problem.scale);
   }
   clear_values(shared, tile, now.keys, c);
@@ -128,7 +127,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     attend(problem, shared, tile, c);
     store_state<Out>(problem, shared, maps.out, work, c);
   }
-  if (c.thread % kLanes == 0) tma_store_wait_read<0>();
+  if constexpr (std::is_same_v<Out, bf16>)
+    if (c.thread % kLanes == 0) tma_store_wait_read<0>();
 }
 
 // ---- Launch ----
@@ -164,9 +164,8 @@ void launch_as(const AttentionPrefillParams& params, const PrefillProblem& probl
   const PrefillMaps maps{map_of(params.q, kPanel, kRows, Swizzle::k128Bytes),
                          map_of(params.kv, kPanel, kKeys, Swizzle::k128Bytes),
                          map_of(params.k_rope, kPanel, kKeys, Swizzle::k128Bytes),
-                         problem.merges
-                             ? map_of(params.out, Traits::kValue, kRows, Swizzle::kNone)
-                             : map_of(params.out, kPanel, 16, Swizzle::k128Bytes)};
+                         problem.merges ? map_of(params.out, Traits::kValue, kRows, Swizzle::kNone)
+                                        : map_of(params.out, kPanel, 16, Swizzle::k128Bytes)};
   const PrefillPlan plan = place_plan(problem, scratch);
   allow_shared_memory<prefill_wgmma_kernel<Traits, Out>>(kBytes);
   plan_prefill_kernel<<<1, kPlanThreads, 0, stream>>>(problem, plan);
