@@ -8,6 +8,13 @@ export interface Weight {
   scale?: Tensor;
 }
 
+/** A compressed query on its way to its norm: native/ops/latent_store/latent_store.h. */
+export interface CompressedQuery {
+  x: Tensor; // [rows, query rank], normalised in place
+  weight: Tensor; // [query rank]
+  scale: number;
+}
+
 /** The keys a query may see: native/ops/attention/key_range.h. */
 export interface KeyRange {
   sinkBlocks: number;
@@ -51,6 +58,7 @@ type Arguments = (Tensor | number | boolean | undefined)[];
 type Run = Record<NativeOperation, (...args: Arguments) => void>;
 
 const operations: readonly NativeOperation[] = [
+  'AbsorbQuery',
   'AttentionDecode',
   'AttentionPrefill',
   'Cast',
@@ -162,9 +170,17 @@ export class Ops {
 
   /** Rotates x [rows, heads, dim] in place. */
   rope(x: Tensor, table: Tensor): void {
-    this.run.Rope(x, table);
+    this.run.Rope(x, x, table);
   }
 
+  /** [W_UKᵀ q_nope | rope(q_rope)], [rows, heads, latent + rope]. */
+  absorbQuery(q: Tensor, weight: Tensor, ropeTable: Tensor): Tensor {
+    const out = this.activation(q.dim(0), q.dim(1), weight.dim(1) + ropeTable.dim(1));
+    this.run.AbsorbQuery(out, q, weight, ropeTable);
+    return out;
+  }
+
+  /** Writes the cache rows, and normalises the compressed query if there is one. */
   latentStore(
     cache: Tensor,
     kv: Tensor,
@@ -173,8 +189,20 @@ export class Ops {
     slots: Tensor,
     eps: number,
     scale: number,
+    query?: CompressedQuery,
   ): void {
-    this.run.LatentStore(cache, kv, weight, ropeTable, slots, eps, scale);
+    this.run.LatentStore(
+      cache,
+      kv,
+      weight,
+      ropeTable,
+      slots,
+      eps,
+      scale,
+      query?.x,
+      query?.weight,
+      query?.scale ?? 1,
+    );
   }
 
   /** One round of expanded attention, merged into `out` and `lse`. */

@@ -2,6 +2,7 @@
 // places[t * top_k + i]: slots in ascending order, in fp32. 8 elements a thread.
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 #include "cuda/types.cuh"
 
 namespace loza::cuda {
@@ -21,6 +22,8 @@ struct CombineArgs {
 // cannot fail the stream.
 template <int kCount>
 __global__ void __launch_bounds__(256) combine_kernel(CombineArgs args) {
+  start_next();
+  wait_for_inputs();
   const int64_t row = grid_row();
   if (row >= args.rows) return;
   const int32_t* places = args.places + row * args.top_k;
@@ -67,9 +70,8 @@ void launch(const CombineParams& params, CudaStream& stream) {
   with_count(vector, [&](auto count) {
     constexpr int kCount = decltype(count)::value;
     const RowGrid grid(rows, width / kCount);
-    combine_kernel<kCount><<<grid.blocks, grid.threads, 0, stream.handle()>>>(args);
+    launch_kernel("combine", combine_kernel<kCount>, grid, stream.handle(), args);
   });
-  check_launch("combine");
 }
 
 }  // namespace loza::cuda

@@ -5,6 +5,7 @@
 // Few slots (any decode step) take one block and one launch for all of it.
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/types.cuh"
 
@@ -86,7 +87,9 @@ __device__ void scan_experts(const PlanArgs& args, const Count& count, const Use
 
 __global__ void __launch_bounds__(kThreads) plan_kernel(PlanArgs args) {
   extern __shared__ int32_t next[];  // [experts]: counts first, then places
+  start_next();
   for (int32_t e = threadIdx.x; e < args.experts; e += kThreads) next[e] = 0;
+  wait_for_inputs();
   __syncthreads();
   for (int chunk = 0; chunk < args.chunks; chunk++) count_chunk(args, chunk, next);
   __syncthreads();
@@ -98,6 +101,8 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(PlanArgs args) {
 
 __global__ void __launch_bounds__(kThreads) count_kernel(PlanArgs args) {
   extern __shared__ int32_t counts[];  // [experts]
+  start_next();
+  wait_for_inputs();
   for (int32_t e = threadIdx.x; e < args.experts; e += kThreads) counts[e] = 0;
   __syncthreads();
   count_chunk(args, blockIdx.x, counts);
@@ -107,15 +112,15 @@ __global__ void __launch_bounds__(kThreads) count_kernel(PlanArgs args) {
 }
 
 __global__ void __launch_bounds__(kThreads) scan_kernel(PlanArgs args) {
-  const int32_t* __restrict__ counts = args.counts;
-  int32_t* __restrict__ before = args.before;
+  start_next();
+  wait_for_inputs();
   const auto total = [&](int32_t expert) {
     int32_t sum = 0;
 #pragma unroll 8
     for (int chunk = 0; chunk < args.chunks; chunk++) {
       const int64_t at = static_cast<int64_t>(chunk) * args.experts + expert;
-      const int32_t count = counts[at];
-      before[at] = sum;
+      const int32_t count = args.counts[at];
+      args.before[at] = sum;
       sum += count;
     }
     return sum;
@@ -125,6 +130,8 @@ __global__ void __launch_bounds__(kThreads) scan_kernel(PlanArgs args) {
 
 __global__ void __launch_bounds__(kThreads) scatter_kernel(PlanArgs args) {
   extern __shared__ int32_t next[];  // [experts]
+  start_next();
+  wait_for_inputs();
   const int32_t* before = args.before + static_cast<int64_t>(blockIdx.x) * args.experts;
   for (int32_t e = threadIdx.x; e < args.experts; e += kThreads)
     next[e] = args.starts[e] + before[e];
@@ -153,19 +160,16 @@ void launch(const ExpertPlanParams& params, CudaStream& stream) {
   const auto blocks = static_cast<unsigned>(chunks);
   // Without slots there is still `starts` to write.
   if (slots <= kOneBlockSlots) {
-    plan_kernel<<<1, kThreads, shared, stream.handle()>>>(args);
-    return check_launch("expert_plan");
+    return launch_kernel("expert_plan", plan_kernel, {1, kThreads, shared}, stream.handle(), args);
   }
   const size_t table = static_cast<size_t>(chunks) * shared;
   std::byte* scratch = stream.scratch(2 * table);
   args.counts = reinterpret_cast<int32_t*>(scratch);
   args.before = reinterpret_cast<int32_t*>(scratch + table);
-  count_kernel<<<blocks, kThreads, shared, stream.handle()>>>(args);
-  check_launch("expert_plan count");
-  scan_kernel<<<1, kThreads, 0, stream.handle()>>>(args);
-  check_launch("expert_plan scan");
-  scatter_kernel<<<blocks, kThreads, shared, stream.handle()>>>(args);
-  check_launch("expert_plan scatter");
+  const Grid chunked{blocks, kThreads, shared};
+  launch_kernel("expert_plan count", count_kernel, chunked, stream.handle(), args);
+  launch_kernel("expert_plan scan", scan_kernel, {1, kThreads}, stream.handle(), args);
+  launch_kernel("expert_plan scatter", scatter_kernel, chunked, stream.handle(), args);
 }
 
 }  // namespace loza::cuda

@@ -3,6 +3,7 @@
 
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 
 namespace loza::cuda {
 
@@ -18,12 +19,13 @@ struct RmsNormArgs {
 };
 
 template <int kCount, class X, class Weight>
-__global__ void __launch_bounds__(256) rms_norm_kernel(RmsNormArgs<X, Weight> args) {
+__global__ void __launch_bounds__(512) rms_norm_kernel(RmsNormArgs<X, Weight> args) {
   __shared__ float shared[kMaxWarps];
   const int64_t row = blockIdx.x;
-  const X* x = args.x[row];
-  const float factor = rms_factor<kCount>(x, args.width, args.eps, args.scale, shared);
-  scale_row<kCount>(args.out[row], x, args.weight, args.width, factor);
+  start_next();
+  const RowNorm<kCount, Weight> norm(args.weight, args.width);
+  wait_for_inputs();
+  norm(args.out[row], args.x[row], args.eps, args.scale, shared);
 }
 
 }  // namespace
@@ -42,14 +44,14 @@ void launch(const RmsNormParams& params, CudaStream& stream) {
                                         .width = width,
                                         .eps = params.eps,
                                         .scale = params.scale};
-      rms_norm_kernel<kCount, X, Weight>
-          <<<static_cast<unsigned>(rows), row_threads(width / kCount), 0, stream.handle()>>>(args);
+      launch_kernel("rms_norm", rms_norm_kernel<kCount, X, Weight>,
+                    {static_cast<unsigned>(rows), norm_threads(width / kCount)}, stream.handle(),
+                    args);
     });
   };
   with_float_type(x.dtype, [&]<class X>(X) {
     with_float_type(weight.dtype, [&]<class Weight>(Weight) { launch_for(X{}, Weight{}); });
   });
-  check_launch("rms_norm");
 }
 
 }  // namespace loza::cuda

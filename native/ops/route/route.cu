@@ -2,6 +2,7 @@
 // ids = the largest choices, ties to the lower id. One warp a row; lane l has experts l, l + 32, ...
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/types.cuh"
 
@@ -129,6 +130,8 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize) route_kernel(RouteAr
   constexpr int kShared = kGroups ? kPerLane * kWarpSize : 1;
   __shared__ uint32_t choices[kRowsPerBlock][kShared];
   __shared__ uint32_t scores[kRowsPerBlock][kShared];
+  start_next();
+  wait_for_inputs();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.y;
   if (row >= args.rows) return;  // the whole warp
   const int lane = threadIdx.x;
@@ -158,12 +161,10 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize) route_kernel(RouteAr
 
 template <int kPerLane>
 void launch_sized(const RouteArgs& args, CudaStream& stream) {
-  const dim3 threads(kWarpSize, kRowsPerBlock);
-  const auto blocks = static_cast<unsigned>(ceil_div(args.rows, kRowsPerBlock));
-  if (args.groups > 1)
-    route_kernel<kPerLane, true><<<blocks, threads, 0, stream.handle()>>>(args);
-  else
-    route_kernel<kPerLane, false><<<blocks, threads, 0, stream.handle()>>>(args);
+  const Grid grid{static_cast<unsigned>(ceil_div(args.rows, kRowsPerBlock)),
+                  {kWarpSize, kRowsPerBlock}};
+  const auto kernel = args.groups > 1 ? route_kernel<kPerLane, true> : route_kernel<kPerLane, false>;
+  launch_kernel("route", kernel, grid, stream.handle(), args);
 }
 
 }  // namespace
@@ -194,7 +195,6 @@ void launch(const RouteParams& params, CudaStream& stream) {
   } else {
     launch_sized<32>(args, stream);
   }
-  check_launch("route");
 }
 
 }  // namespace loza::cuda

@@ -13,6 +13,7 @@
 // but -inf, impossible settings) gives token 0 with log-probability NaN, and leaves `seen` alone.
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/types.cuh"
 #include "ops/sample/uniform.h"
@@ -352,6 +353,8 @@ __device__ void give_up(const SampleArgs& args) {
 
 __global__ void __launch_bounds__(kThreads, 1) sample_kernel(SampleArgs args) {
   __shared__ Shared shared;
+  start_next();
+  wait_for_inputs();
   const int64_t at = blockIdx.x;
   const Settings settings(args.settings[at], args.integers[at]);
   uint32_t* seen = args.seen.data == nullptr ? nullptr : args.seen[at];
@@ -412,8 +415,7 @@ void launch(const SampleParams& params, CudaStream& stream) {
                         .seen = rows_of<uint32_t>(params.seen),
                         .vocab = static_cast<int32_t>(vocab),
                         .alternatives = static_cast<int32_t>(alternatives)};
-  sample_kernel<<<static_cast<unsigned>(rows), kThreads, 0, stream.handle()>>>(args);
-  check_launch("sample");
+  launch_kernel("sample", sample_kernel, {static_cast<unsigned>(rows), kThreads}, stream.handle(), args);
 }
 
 }  // namespace loza::cuda

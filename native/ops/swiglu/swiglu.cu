@@ -1,6 +1,7 @@
 // out = silu(gate) * up, silu(x) = x / (1 + exp(-x)), 8 elements a thread.
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 #include "cuda/types.cuh"
 
 namespace loza::cuda {
@@ -20,6 +21,8 @@ __device__ __forceinline__ float silu(float x) { return __fdividef(x, 1.0f + __e
 
 template <int kCount>
 __global__ void __launch_bounds__(256) swiglu_kernel(SwigluArgs args) {
+  start_next();
+  wait_for_inputs();
   const int64_t row = grid_row();
   if (row >= args.rows) return;
   for (int64_t i = grid_item() * kCount; i < args.width; i += grid_item_step() * kCount) {
@@ -47,9 +50,8 @@ void launch(const SwigluParams& params, CudaStream& stream) {
   with_count(vector, [&](auto count) {
     constexpr int kCount = decltype(count)::value;
     const RowGrid grid(rows, width / kCount);
-    swiglu_kernel<kCount><<<grid.blocks, grid.threads, 0, stream.handle()>>>(args);
+    launch_kernel("swiglu", swiglu_kernel<kCount>, grid, stream.handle(), args);
   });
-  check_launch("swiglu");
 }
 
 }  // namespace loza::cuda
