@@ -3,13 +3,13 @@
 // most of what a light one takes). Recorded graphs keep these edges.
 //
 // A kernel that is launched here may start while the one before it still runs. It must therefore
-//   call wait_for_inputs() in every thread before it reads or writes what any other kernel writes
-//     or reads; before that only weights and parameters may be touched, and nothing written;
+//   call wait_for_prerequisites() (barrier.cuh) in every thread before it reads or writes what any
+//     other kernel writes or reads; before that it may touch weights and parameters only;
 //   not read such memory through __ldg, const __restrict__ or other promises that it never changes:
 //     the compiler may move such loads above the wait.
-// It should call start_next() early: the next kernel's blocks then take what room there is, and wait.
-// Waiting is for the whole kernel before, which has waited itself: so the order of a stream holds
-// however many kernels have started.
+// It should call launch_dependents() early: the next kernel's blocks then take what room there is, and
+// wait. They wait for the whole kernel before, which has waited itself: so the order of a stream
+// holds however many kernels have started.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -38,19 +38,5 @@ void launch_kernel(const char* operation, void (*kernel)(Params...), const Grid&
   config.numAttrs = 1;
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), operation);
 }
-
-#ifdef __CUDACC__
-
-// Lets the next kernel's blocks start once every block of this one has come here or ended.
-__device__ __forceinline__ void start_next() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
-// Returns when the kernel before has ended and what it wrote can be seen.
-__device__ __forceinline__ void wait_for_inputs() {
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
-#endif
 
 }  // namespace loza::cuda

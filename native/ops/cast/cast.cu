@@ -1,5 +1,6 @@
 // out = in, converted, or in * scale of its 128 x 128 block; both may be strided. 8 elements a
 // thread where the last dimension of both is contiguous and aligned, else one.
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/launch.h"
@@ -28,8 +29,8 @@ struct CastArgs {
 
 template <int kCount, class Out, class In>
 __global__ void __launch_bounds__(kThreads) cast_kernel(CastArgs<Out, In> args) {
-  start_next();
-  wait_for_inputs();
+  launch_dependents();
+  wait_for_prerequisites();
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   for (; item < args.items; item += step) {

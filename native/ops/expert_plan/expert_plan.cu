@@ -3,6 +3,7 @@
 //   scan     one block: before[chunk][e] = sorted place of the chunk's first slot of expert e; starts
 //   scatter  a block a chunk: place = before + rank inside the chunk
 // Few slots (any decode step) take one block and one launch for all of it.
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/launch.h"
@@ -87,9 +88,9 @@ __device__ void scan_experts(const PlanArgs& args, const Count& count, const Use
 
 __global__ void __launch_bounds__(kThreads) plan_kernel(PlanArgs args) {
   extern __shared__ int32_t next[];  // [experts]: counts first, then places
-  start_next();
+  launch_dependents();
   for (int32_t e = threadIdx.x; e < args.experts; e += kThreads) next[e] = 0;
-  wait_for_inputs();
+  wait_for_prerequisites();
   __syncthreads();
   for (int chunk = 0; chunk < args.chunks; chunk++) count_chunk(args, chunk, next);
   __syncthreads();
@@ -101,8 +102,8 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(PlanArgs args) {
 
 __global__ void __launch_bounds__(kThreads) count_kernel(PlanArgs args) {
   extern __shared__ int32_t counts[];  // [experts]
-  start_next();
-  wait_for_inputs();
+  launch_dependents();
+  wait_for_prerequisites();
   for (int32_t e = threadIdx.x; e < args.experts; e += kThreads) counts[e] = 0;
   __syncthreads();
   count_chunk(args, blockIdx.x, counts);
@@ -112,8 +113,8 @@ __global__ void __launch_bounds__(kThreads) count_kernel(PlanArgs args) {
 }
 
 __global__ void __launch_bounds__(kThreads) scan_kernel(PlanArgs args) {
-  start_next();
-  wait_for_inputs();
+  launch_dependents();
+  wait_for_prerequisites();
   const auto total = [&](int32_t expert) {
     int32_t sum = 0;
 #pragma unroll 8
@@ -130,8 +131,8 @@ __global__ void __launch_bounds__(kThreads) scan_kernel(PlanArgs args) {
 
 __global__ void __launch_bounds__(kThreads) scatter_kernel(PlanArgs args) {
   extern __shared__ int32_t next[];  // [experts]
-  start_next();
-  wait_for_inputs();
+  launch_dependents();
+  wait_for_prerequisites();
   const int32_t* before = args.before + static_cast<int64_t>(blockIdx.x) * args.experts;
   for (int32_t e = threadIdx.x; e < args.experts; e += kThreads)
     next[e] = args.starts[e] + before[e];

@@ -1,6 +1,7 @@
 // out = value, everywhere, 16 bytes a thread.
 #include <bit>
 
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/launch.h"
@@ -19,8 +20,8 @@ template <class Element>
 __global__ void __launch_bounds__(kThreads)
     fill_kernel(Element* out, int64_t head, int64_t vectors, int64_t count, uint32_t word) {
   constexpr int64_t kPerVector = 16 / sizeof(Element);
-  start_next();
-  wait_for_inputs();
+  launch_dependents();
+  wait_for_prerequisites();
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   auto* body = reinterpret_cast<uint4*>(out + head);

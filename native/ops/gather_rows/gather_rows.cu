@@ -1,4 +1,5 @@
 // out[i, :] = table[ids[i], :], 16 bytes a thread.
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/launch.h"
@@ -20,8 +21,8 @@ struct GatherArgs {
 // the logits and is seen there.
 template <int kCount, class Out, class T>
 __global__ void __launch_bounds__(256) gather_kernel(GatherArgs<Out, T> args) {
-  start_next();
-  wait_for_inputs();
+  launch_dependents();
+  wait_for_prerequisites();
   const int64_t row = grid_row();
   if (row >= args.rows) return;
   const int32_t id = args.ids[row];

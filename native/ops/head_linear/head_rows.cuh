@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "cuda/barrier.cuh"
 #include "cuda/cuda_stream.h"
 #include "cuda/launch.h"
 #include "cuda/mma.cuh"
@@ -152,13 +153,13 @@ __global__ void __launch_bounds__(T::kThreads)
   const int panel_width = T::panel_width(k);
   auto* panel = reinterpret_cast<Bf16*>(memory);
   Bf16* x = panel + T::panel_rows(k) * (panel_width + T::kPad);
-  start_next();
+  launch_dependents();
   const int columns = min(T::kColumns, params.n - column);
   const Bf16* weight = params.weight + blockIdx.y * params.weight_head_stride +
                        (T::kAlongK ? column * params.weight_stride : column);
   copy_rows<T>(panel, weight, params.weight_stride, T::panel_rows(k), panel_width,
                T::kAlongK ? columns : k, T::kAlongK ? k : columns);
-  wait_for_inputs();
+  wait_for_prerequisites();
   copy_rows<T>(x, params.x + blockIdx.y * params.x_head_stride, params.x_stride, T::kRows, k,
                params.rows, k);
   cp_async_commit();
@@ -185,9 +186,9 @@ inline bool fits_head_rows(const HeadLinearParams& params) {
     return result;
   };
   const int64_t n = weight.dim(1), k = weight.dim(2);
-  return weight.dtype == DType::kBF16 && x.dim(0) <= kHeadRowsMost && k <= kHeadRowsDepth &&
-         k % kHeadRowsStep == 0 && n % 8 == 0 && aligned(x, 8, 2) && aligned(out, 2, 2) &&
-         aligned(weight, 8, weight.stride(2) == 1 ? 2 : 1);
+  return weight.dtype == DType::kBF16 && x.dtype == DType::kBF16 && x.dim(0) <= kHeadRowsMost &&
+         k <= kHeadRowsDepth && k % kHeadRowsStep == 0 && n % 8 == 0 && aligned(x, 8, 2) &&
+         aligned(out, 2, 2) && aligned(weight, 8, weight.stride(2) == 1 ? 2 : 1);
 }
 
 template <class T>
@@ -199,8 +200,8 @@ void launch_head_tiles(const HeadRowsParams& params, int64_t heads, CudaStream& 
         operation);
   const auto columns = static_cast<unsigned>(ceil_div(params.n, T::kColumns));
   launch_kernel(operation, head_rows_kernel<T>,
-                {dim3(columns, static_cast<unsigned>(heads)), T::kThreads, shared},
-                stream.handle(), params);
+                {dim3(columns, static_cast<unsigned>(heads)), T::kThreads, shared}, stream.handle(),
+                params);
 }
 
 // `table`: f32 [rows, rope], of the tail that absorb_query has; null: no tail.

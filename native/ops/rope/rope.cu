@@ -2,6 +2,7 @@
 // Rope: every head of row t turns by row t of the table; a thread takes 4 pairs.
 #include "ops/rope/rope.cuh"
 
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/launch.h"
@@ -21,8 +22,8 @@ struct RopeTableArgs {
 };
 
 __global__ void __launch_bounds__(256) rope_table_kernel(RopeTableArgs args) {
-  start_next();
-  wait_for_inputs();
+  launch_dependents();
+  wait_for_prerequisites();
   const int64_t row = grid_row();
   if (row >= args.rows) return;
   const int32_t position = args.positions[row];
@@ -38,18 +39,19 @@ __global__ void __launch_bounds__(256) rope_table_kernel(RopeTableArgs args) {
   }
 }
 
+template <class Act>
 struct RopeArgs {
-  Bf16* out;      // [rows, heads, dim]; may be `x`
-  const Bf16* x;  // [rows, heads, dim]
+  Act* out;      // [rows, heads, dim]; may be `x`
+  const Act* x;  // [rows, heads, dim]
   int64_t out_stride, out_head_stride, x_stride, x_head_stride;
   Rows<const float> table;  // [rows, dim]
   int64_t rows, heads, dim;
 };
 
-template <int kCount>
-__global__ void __launch_bounds__(256) rope_kernel(RopeArgs args) {
-  start_next();
-  wait_for_inputs();
+template <int kCount, class Act>
+__global__ void __launch_bounds__(256) rope_kernel(RopeArgs<Act> args) {
+  launch_dependents();
+  wait_for_prerequisites();
   const int64_t row = grid_row();
   if (row >= args.rows) return;
   const float* table = args.table[row];
@@ -87,20 +89,23 @@ void launch(const RopeParams& params, CudaStream& stream) {
   const int64_t rows = x.dim(0), heads = x.dim(1), dim = x.dim(2);
   if (rows == 0 || heads == 0 || dim == 0) return;
   loza::check(heads * dim <= INT32_MAX, "rope: a row of ", heads, " x ", dim, " is too wide");
-  const RopeArgs args{.out = out.as<Bf16>(),
-                      .x = x.as<const Bf16>(),
-                      .out_stride = out.stride(0),
-                      .out_head_stride = out.stride(1),
-                      .x_stride = x.stride(0),
-                      .x_head_stride = x.stride(1),
-                      .table = rows_of<const float>(params.table),
-                      .rows = rows,
-                      .heads = heads,
-                      .dim = dim};
-  with_count<2>(vectorisable(x) && vectorisable(out) && vectorisable(params.table), [&](auto count) {
-    constexpr int kCount = decltype(count)::value;
-    const RowGrid grid(rows, heads * dim / kCount);
-    launch_kernel("rope", rope_kernel<kCount>, grid, stream.handle(), args);
+  const bool vector = vectorisable(x) && vectorisable(out) && vectorisable(params.table);
+  with_float_type(x.dtype, [&]<class Act>(Act) {
+    const RopeArgs<Act> args{.out = out.as<Act>(),
+                             .x = x.as<const Act>(),
+                             .out_stride = out.stride(0),
+                             .out_head_stride = out.stride(1),
+                             .x_stride = x.stride(0),
+                             .x_head_stride = x.stride(1),
+                             .table = rows_of<const float>(params.table),
+                             .rows = rows,
+                             .heads = heads,
+                             .dim = dim};
+    with_count<2>(vector, [&](auto count) {
+      constexpr int kCount = decltype(count)::value;
+      const RowGrid grid(rows, heads * dim / kCount);
+      launch_kernel("rope", rope_kernel<kCount, Act>, grid, stream.handle(), args);
+    });
   });
 }
 

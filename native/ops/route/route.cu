@@ -1,5 +1,6 @@
 // Chooses top_k experts a row: p = softmax | sigmoid of the logits, choice = p + bias, groups masked,
 // ids = the largest choices, ties to the lower id. One warp a row; lane l has experts l, l + 32, ...
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/launch.h"
@@ -130,8 +131,8 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize) route_kernel(RouteAr
   constexpr int kShared = kGroups ? kPerLane * kWarpSize : 1;
   __shared__ uint32_t choices[kRowsPerBlock][kShared];
   __shared__ uint32_t scores[kRowsPerBlock][kShared];
-  start_next();
-  wait_for_inputs();
+  launch_dependents();
+  wait_for_prerequisites();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.y;
   if (row >= args.rows) return;  // the whole warp
   const int lane = threadIdx.x;
@@ -163,7 +164,8 @@ template <int kPerLane>
 void launch_sized(const RouteArgs& args, CudaStream& stream) {
   const Grid grid{static_cast<unsigned>(ceil_div(args.rows, kRowsPerBlock)),
                   {kWarpSize, kRowsPerBlock}};
-  const auto kernel = args.groups > 1 ? route_kernel<kPerLane, true> : route_kernel<kPerLane, false>;
+  const auto kernel =
+      args.groups > 1 ? route_kernel<kPerLane, true> : route_kernel<kPerLane, false>;
   launch_kernel("route", kernel, grid, stream.handle(), args);
 }
 

@@ -11,6 +11,7 @@
 //
 // A kernel cannot fail the stream. What the contract refuses (NaN or +inf among the logits, nothing
 // but -inf, impossible settings) gives token 0 with log-probability NaN, and leaves `seen` alone.
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/launch.h"
@@ -353,8 +354,8 @@ __device__ void give_up(const SampleArgs& args) {
 
 __global__ void __launch_bounds__(kThreads, 1) sample_kernel(SampleArgs args) {
   __shared__ Shared shared;
-  start_next();
-  wait_for_inputs();
+  launch_dependents();
+  wait_for_prerequisites();
   const int64_t at = blockIdx.x;
   const Settings settings(args.settings[at], args.integers[at]);
   uint32_t* seen = args.seen.data == nullptr ? nullptr : args.seen[at];
@@ -415,7 +416,8 @@ void launch(const SampleParams& params, CudaStream& stream) {
                         .seen = rows_of<uint32_t>(params.seen),
                         .vocab = static_cast<int32_t>(vocab),
                         .alternatives = static_cast<int32_t>(alternatives)};
-  launch_kernel("sample", sample_kernel, {static_cast<unsigned>(rows), kThreads}, stream.handle(), args);
+  launch_kernel("sample", sample_kernel, {static_cast<unsigned>(rows), kThreads}, stream.handle(),
+                args);
 }
 
 }  // namespace loza::cuda
