@@ -15,6 +15,12 @@ export interface CompressedQuery {
   scale: number;
 }
 
+/**
+ * Matrices that are multiplied by one input, in the order of their outputs: one where they could be
+ * laid out as one, which costs one pass over the input.
+ */
+export type Joined = readonly Weight[];
+
 /** The keys a query may see: native/ops/attention/key_range.h. */
 export interface KeyRange {
   sinkBlocks: number;
@@ -130,6 +136,17 @@ export class Ops {
   linear(x: Tensor, weight: Weight): Tensor {
     const out = this.activation(x.dim(0), weight.tensor.dim(0));
     this.run.Linear(out, x, weight.tensor, weight.scale, false);
+    return out;
+  }
+
+  /** x Wᵀ of matrices that share x, beside each other: [rows, sum of n]. */
+  linears(x: Tensor, weights: Joined): Tensor {
+    const columns = weights.map(({ tensor }) => tensor.dim(0));
+    const out = this.activation(x.dim(0), sumOf(columns));
+    this.besideEachOther(out, columns, (part, i) => {
+      const { tensor, scale } = weights[i] as Weight;
+      this.run.Linear(part, x, tensor, scale, false);
+    });
     return out;
   }
 
@@ -257,10 +274,12 @@ export class Ops {
     return out;
   }
 
-  /** silu(gate) * up, in place of `gate`. */
-  swiglu(gate: Tensor, up: Tensor): Tensor {
-    this.run.Swiglu(gate, gate, up);
-    return gate;
+  /** silu(gate) * up of [gate | up], [rows, 2 * width]. */
+  swiglu(gateUp: Tensor): Tensor {
+    const width = gateUp.dim(1) / 2;
+    const out = this.activation(gateUp.dim(0), width);
+    this.run.Swiglu(out, gateUp.slice(1, 0, width), gateUp.slice(1, width, 2 * width));
+    return out;
   }
 
   route(
@@ -299,9 +318,18 @@ export class Ops {
 
   /** Each expert's matrix on its rows; with `topK`, x is read through the plan's order. */
   groupedLinear(x: Tensor, weight: Weight, plan: ExpertPlan, topK?: number): Tensor {
-    const out = this.activation(plan.order.dim(0), weight.tensor.dim(1));
+    return this.groupedLinears(x, [weight], plan, topK);
+  }
+
+  /** The same of matrices that share x, beside each other. */
+  groupedLinears(x: Tensor, weights: Joined, plan: ExpertPlan, topK?: number): Tensor {
+    const columns = weights.map(({ tensor }) => tensor.dim(1));
+    const out = this.activation(plan.order.dim(0), sumOf(columns));
     const order = topK === undefined ? undefined : plan.order;
-    this.run.GroupedLinear(out, x, weight.tensor, weight.scale, plan.starts, order, topK ?? 1);
+    this.besideEachOther(out, columns, (part, i) => {
+      const { tensor, scale } = weights[i] as Weight;
+      this.run.GroupedLinear(part, x, tensor, scale, plan.starts, order, topK ?? 1);
+    });
     return out;
   }
 
@@ -361,6 +389,24 @@ export class Ops {
   fill(out: Tensor, value: number): void {
     this.run.Fill(out, value);
   }
+
+  /** Calls `body` with each group of `columns` of `out`. */
+  private besideEachOther(
+    out: Tensor,
+    columns: readonly number[],
+    body: (part: Tensor, index: number) => void,
+  ): void {
+    if (columns.length === 1) return body(out, 0);
+    let from = 0;
+    columns.forEach((count, i) => {
+      body(out.slice(1, from, from + count), i);
+      from += count;
+    });
+  }
+}
+
+function sumOf(values: readonly number[]): number {
+  return values.reduce((sum, value) => sum + value, 0);
 }
 
 /** Tensors become handles, absent ones 0; native errors become LozaErrors. */
