@@ -77,6 +77,18 @@ export const latentStore = defineCases({
       query: { rank: 1536, scale: 2 },
     },
     {
+      name: 'many rows with their queries',
+      cache: 'bf16',
+      weight: 'bf16',
+      rows: 1500,
+      slots: 1536,
+      latent: 64,
+      rope: 8,
+      scale: 1,
+      padded: true,
+      query: { rank: 96, scale: 2 },
+    },
+    {
       name: 'odd sizes with queries',
       cache: 'bf16',
       weight: 'f32',

@@ -10,6 +10,8 @@ namespace loza::cuda {
 
 namespace {
 
+constexpr int kSlots = 6;  // that a thread loads at once
+
 template <class Act>
 struct CombineArgs {
   Rows<float> out;            // [rows, width]
@@ -33,17 +35,25 @@ __global__ void __launch_bounds__(256) combine_kernel(CombineArgs<Act> args) {
   const Act* identity = args.identity.data == nullptr ? nullptr : args.identity[row];
   for (int64_t at = grid_item() * kCount; at < args.width; at += grid_item_step() * kCount) {
     float sum[kCount] = {};
-#pragma unroll 4
-    for (int64_t i = 0; i < args.top_k; i++) {
-      const int32_t place = places[i];
-      const Act* wanted = place < 0 ? identity : place < args.slots ? args.y[place] : nullptr;
-      // Loaded whatever it is, so that the loads of several slots are in flight together.
-      const Act* source = wanted == nullptr ? args.y[0] : wanted;
-      const float weight = wanted == nullptr ? __int_as_float(0x7fc00000) : weights[i];
-      float values[kCount];
-      load(values, source + at);
+    for (int64_t first = 0; first < args.top_k; first += kSlots) {
+      // All loads of a group of slots are in flight together.
+      float values[kSlots][kCount], factors[kSlots];
 #pragma unroll
-      for (int j = 0; j < kCount; j++) sum[j] += weight * values[j];
+      for (int i = 0; i < kSlots; i++) {
+        const bool exists = first + i < args.top_k;
+        const int32_t place = exists ? places[first + i] : 0;
+        const Act* wanted = place < 0 ? identity : place < args.slots ? args.y[place] : nullptr;
+        factors[i] = wanted == nullptr ? __int_as_float(0x7fc00000) : 0;
+        if (exists && wanted != nullptr) {
+          factors[i] = weights[first + i];
+          load(values[i], wanted + at);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kSlots; i++)
+        if (first + i < args.top_k)
+#pragma unroll
+          for (int j = 0; j < kCount; j++) sum[j] += factors[i] * values[i][j];
     }
     float out[kCount];
     load(out, args.out[row] + at);

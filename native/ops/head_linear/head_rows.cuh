@@ -1,7 +1,7 @@
 // out[t, h, :] = W[h] x[t, h, :] for at most 64 rows, and, as absorb_query's tail, the rotation of
 // what follows x into what follows out: limited by how fast the weights can be read.
 //
-// A CTA takes one head and 32 KiB or so of its weight (kColumns columns, all of k), which it asks for
+// A CTA takes one head and 32 or 64 KiB of its weight (kColumns columns, all of k), which it asks for
 // before it waits for the kernel before: all CTAs fit the device at once, so the whole weight is
 // on its way while x is still being made. Warps: 4 column groups x kRowTiles tiles of 16 rows.
 // Grid: x = column tiles, y = heads. The order of the sum over k does not depend on the rows.
@@ -24,7 +24,8 @@ struct HeadRowsTraits {
   static constexpr bool kAlongK = kAlongK_;  // weight [n, k]; otherwise [k, n]
   static constexpr int kRowTiles = kRowTiles_, kRows = 16 * kRowTiles;
   static constexpr int kColumnWarps = 4, kThreads = 32 * kColumnWarps * kRowTiles;
-  static constexpr int kColumns = kAlongK ? 32 : 128;
+  // Along k the rows of x are long: with many of them, fewer CTAs that each read them all.
+  static constexpr int kColumns = !kAlongK ? 128 : kRowTiles == 1 ? 32 : 64;
   static constexpr int kWarpColumns = kColumns / kColumnWarps;
   static constexpr int kChunk = 8;  // values of a copy of 16 bytes
   // 16 bytes behind each row put the eight rows that ldmatrix reads at once into different banks.
@@ -53,20 +54,25 @@ struct HeadRowsParams {
 };
 
 // Copies `rows` x `width` values into rows of width + kPad; `count` rows and `columns` values of
-// each exist, the rest become zeros.
+// each exist, the rest become zeros. Sixteen threads take a row.
 template <class T>
 __device__ __forceinline__ void copy_rows(Bf16* to, const Bf16* from, int64_t stride, int rows,
                                           int width, int count, int columns) {
-  const int per_row = width / T::kChunk;
-  for (int i = static_cast<int>(threadIdx.x); i < rows * per_row; i += T::kThreads) {
-    const int row = i / per_row, at = i % per_row * T::kChunk;
-    const bool exists = row < count && at < columns;
-    cp_async_16(to + row * (width + T::kPad) + at, exists ? from + row * stride + at : from,
-                exists ? 16 : 0);
+  constexpr int kPerRow = 16;
+  const int first = static_cast<int>(threadIdx.x) % kPerRow * T::kChunk;
+  for (int row = static_cast<int>(threadIdx.x) / kPerRow; row < rows;
+       row += T::kThreads / kPerRow) {
+#pragma unroll 4
+    for (int at = first; at < width; at += kPerRow * T::kChunk) {
+      const bool exists = row < count && at < columns;
+      cp_async_16(to + row * (width + T::kPad) + at, exists ? from + row * stride + at : from,
+                  exists ? 16 : 0);
+    }
   }
 }
 
-// sums: [two chains where the weight lies along k][column tiles], added up by the caller.
+// The sums of a warp: 16 rows, kWarpColumns columns. Along k even and odd steps add up apart, so that
+// products need not wait for each other.
 template <class T>
 __device__ __forceinline__ void multiply_rows(float (&sums)[T::kWarpColumns / 8][4], const Bf16* x,
                                               const Bf16* panel, int k_end) {
@@ -74,21 +80,26 @@ __device__ __forceinline__ void multiply_rows(float (&sums)[T::kWarpColumns / 8]
   const int stride = T::panel_width(k_end) + T::kPad;
   x += lane % 16 * (k_end + T::kPad) + lane / 16 * 8;
   if constexpr (T::kAlongK) {
-    static_assert(T::kWarpColumns == 8);
-    // One load has the columns at four eights of k: two products that do not wait for each other.
+    // One load has eight columns at four eights of k.
     panel += lane % 8 * stride + lane / 8 * 8;
-    float odd[4] = {};
+    float odd[T::kWarpColumns / 8][4] = {};
 #pragma unroll 4
     for (int k = 0; k < k_end; k += 32) {
-      uint32_t a[2][4], b[4];
+      uint32_t a[2][4];
       ldmatrix_x4(a[0], x + k);
       ldmatrix_x4(a[1], x + k + 16);
-      ldmatrix_x4(b, panel + k);
-      mma_bf16(sums[0], a[0], b[0], b[1]);
-      mma_bf16(odd, a[1], b[2], b[3]);
+#pragma unroll
+      for (int tile = 0; tile < T::kWarpColumns / 8; tile++) {
+        uint32_t b[4];
+        ldmatrix_x4(b, panel + tile * 8 * stride + k);
+        mma_bf16(sums[tile], a[0], b[0], b[1]);
+        mma_bf16(odd[tile], a[1], b[2], b[3]);
+      }
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) sums[0][i] += odd[i];
+    for (int tile = 0; tile < T::kWarpColumns / 8; tile++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) sums[tile][i] += odd[tile][i];
   } else {
     panel += lane % 16 * stride + lane / 16 * 8;
 #pragma unroll 4
