@@ -7,6 +7,7 @@ import { formatCount, formatRate } from './format';
 import { withModel } from './open-model';
 import {
   addLoadFlags,
+  dummyFlags,
   listOf,
   parseAttention,
   planFromFlags,
@@ -63,7 +64,7 @@ export function registerBench(program: Command, context: Context): void {
     .command('bench')
     .description('Measures prefill and decode in tokens a second.')
     .addArgument(
-      new Argument('[dir]', 'checkpoint folder').default(bundledModel, 'the bundled loza-tiny'),
+      new Argument('[dir]', 'checkpoint folder, or a preset').default(bundledModel, 'the bundled loza-tiny'),
     )
     .addOption(
       new Option('-p, --prompt <n,...>', 'prompt lengths')
@@ -84,7 +85,7 @@ export function registerBench(program: Command, context: Context): void {
         .default('md'),
     );
   const names = ['device', 'dtype', 'chunkTokens', 'maxTokens', 'yarnFactor'] as const;
-  addLoadFlags(command, [...names, 'sinkBlocks', 'localBlocks'])
+  addLoadFlags(command, [...names, 'sinkBlocks', 'localBlocks', ...dummyFlags])
     .addHelpText('after', examples)
     .action((dir: string, flags: BenchFlags) => bench(dir, flags, context));
 }
@@ -92,7 +93,9 @@ export function registerBench(program: Command, context: Context): void {
 async function bench(dir: string, flags: BenchFlags, context: Context): Promise<void> {
   context.json ||= flags.output === 'json';
   const longest = Math.max(...flags.prompt) + flags.generate - 1;
-  const { maxPosition } = await planFromFlags(dir, { yarnFactor: flags.yarnFactor });
+  const { yarnFactor, loadFormat, layers, experts, zeroExperts } = flags;
+  const planFlags = { yarnFactor, loadFormat, layers, experts, zeroExperts };
+  const { maxPosition } = await planFromFlags(dir, planFlags);
   if (longest > maxPosition) {
     const positions = `${formatCount(longest)} positions, but the model has ${formatCount(maxPosition)}`;
     throw usageError(`-p and -n need ${positions}`, 'Shorten them, or give --yarn-factor');
