@@ -70,10 +70,7 @@ export type PlanOptions = Pick<ResolvedLoadOptions, 'attention' | 'rope' | 'sign
   Partial<Pick<ResolvedLoadOptions, 'loadFormat' | 'configOverrides'>>;
 
 /** Reads config.json and the tensor headers, and checks that they fit each other. */
-export async function planLoad(
-  dir: string,
-  options: PlanOptions,
-): Promise<LoadPlan> {
+export async function planLoad(dir: string, options: PlanOptions): Promise<LoadPlan> {
   const { checkpoint, model } =
     options.loadFormat === 'dummy' ? await planDummy(dir, options) : await planFiles(dir, options);
   const { mla, attentions } = model;
@@ -251,7 +248,7 @@ function uploadAngles(device: Device, ops: Ops, table: RopeTable, exact: boolean
  * each pair of query and key costs nope + rope + value instead of 2 * latent + rope.
  */
 export function batchLimits(
-  { mla }: ModelPlan,
+  { mla }: Pick<ModelPlan, 'mla'>,
   options: ResolvedLoadOptions,
   elementBytes: number,
 ): BatchLimits {

@@ -123,7 +123,8 @@ function resolveFormat({
   integer('configOverrides.experts', experts, configCaps.experts);
   integer('configOverrides.zeroExperts', zeroExperts, configCaps.experts, 0);
   if (format !== 'dummy' && Object.values(configOverrides).some((value) => value !== undefined)) {
-    const problem = 'configOverrides need loadFormat: "dummy": weights of a file have their own sizes';
+    const problem =
+      'configOverrides need loadFormat: "dummy": weights of a file have their own sizes';
     throw new LozaError('ERR_LOZA_INVALID_ARG', problem, { value: configOverrides });
   }
   const largest = Number.MAX_SAFE_INTEGER;

@@ -20,7 +20,8 @@ export function overrideConfig(config: Config, overrides: ConfigOverrides): Conf
   const { layers, experts, zeroExperts } = overrides;
   let changed = config;
   if (layers !== undefined) changed = changed.with(layerChanges(config, layers));
-  if (experts !== undefined) changed = changed.with(sizeChange(config, 'n_routed_experts', experts));
+  if (experts !== undefined)
+    changed = changed.with(sizeChange(config, 'n_routed_experts', experts));
   if (zeroExperts !== undefined) {
     changed = changed.with(sizeChange(config, 'zero_expert_num', zeroExperts));
   }
@@ -41,7 +42,9 @@ function layerChanges(config: Config, layers: number): JsonObject {
   const types = config.strings('mlp_layer_types');
   if (types !== undefined) changes.set('mlp_layer_types', repeated(types, layers));
   const streaming = config.value('streaming_sparse_attention');
-  const pattern = config.object('streaming_sparse_attention')?.string('layer_type', { default: '' });
+  const pattern = config
+    .object('streaming_sparse_attention')
+    ?.string('layer_type', { default: '' });
   if (streaming instanceof Map && pattern !== undefined) {
     const length = Math.round((pattern.length / before) * layers);
     const layerType = repeated([...pattern], length).join('');

@@ -1,6 +1,9 @@
 import { Argument, Option, type Command } from 'commander';
 
+import { markdownTable } from '../bench/tables';
 import type { LanguageModel } from '../language-model';
+import { registerBenchKernels } from './bench-kernels';
+import { registerBenchStack } from './bench-stack';
 import { bundledModel, readBuildInfo } from './build-info';
 import type { Context } from './context';
 import { formatCount, formatRate } from './format';
@@ -49,6 +52,13 @@ interface BenchRow {
 const defaultPrompts = [512, 4096];
 const defaultAttentions = ['full', 'auto'];
 
+const groupExamples = `
+Examples:
+  loza bench models/loza-tiny              the same as loza bench model models/loza-tiny
+  loza bench longcat-flash --load-format dummy --layers 4 --experts 64 --zero-experts 32
+  loza bench kernels --device cuda
+  loza bench stack --device cuda`;
+
 const examples = `
 Prompts are random tokens. Each line is the mean ± standard deviation of the runs after a warm-up.
 Prefill is prompt tokens over the time to the first new token; decode is the rate after it.
@@ -60,11 +70,21 @@ Examples:
 
 export function registerBench(program: Command, context: Context): void {
   const most = 2 ** 24;
-  const command = program
+  const bench = program
     .command('bench')
-    .description('Measures prefill and decode in tokens a second.')
+    .description('Measures a model in tokens a second, single operations, or a stack of layers.')
+    .addHelpText('after', groupExamples);
+  registerBenchKernels(bench, context);
+  registerBenchStack(bench, context);
+  // A command of its own, since flags of a command with subcommands would take theirs.
+  const command = bench
+    .command('model', { isDefault: true })
+    .description('Measures prefill and decode in tokens a second (default).')
     .addArgument(
-      new Argument('[dir]', 'checkpoint folder, or a preset').default(bundledModel, 'the bundled loza-tiny'),
+      new Argument('[dir]', 'checkpoint folder, or a preset').default(
+        bundledModel,
+        'the bundled loza-tiny',
+      ),
     )
     .addOption(
       new Option('-p, --prompt <n,...>', 'prompt lengths')
@@ -87,10 +107,10 @@ export function registerBench(program: Command, context: Context): void {
   const names = ['device', 'dtype', 'chunkTokens', 'maxTokens', 'yarnFactor'] as const;
   addLoadFlags(command, [...names, 'sinkBlocks', 'localBlocks', ...dummyFlags])
     .addHelpText('after', examples)
-    .action((dir: string, flags: BenchFlags) => bench(dir, flags, context));
+    .action((dir: string, flags: BenchFlags) => benchModel(dir, flags, context));
 }
 
-async function bench(dir: string, flags: BenchFlags, context: Context): Promise<void> {
+async function benchModel(dir: string, flags: BenchFlags, context: Context): Promise<void> {
   context.json ||= flags.output === 'json';
   const longest = Math.max(...flags.prompt) + flags.generate - 1;
   const { yarnFactor, loadFormat, layers, experts, zeroExperts } = flags;
@@ -180,13 +200,4 @@ function describe(rows: readonly BenchRow[]): string {
   ]);
   const titles = ['attention', 'prompt', 'new', 'prefill tokens/s', 'decode tokens/s'];
   return markdownTable([titles, ['---', '---:', '---:', '---:', '---:'], ...cells]);
-}
-
-function markdownTable(rows: readonly (readonly string[])[]): string {
-  const widths = (rows[0] ?? []).map((_, i) => Math.max(...rows.map((row) => row[i]?.length ?? 0)));
-  const pad = (cell: string, i: number) => {
-    if (/^-+:?$/.test(cell)) return cell.padStart(widths[i] ?? 0, '-');
-    return i === 0 ? cell.padEnd(widths[i] ?? 0) : cell.padStart(widths[i] ?? 0);
-  };
-  return rows.map((row) => `| ${row.map(pad).join(' | ')} |`).join('\n');
 }
