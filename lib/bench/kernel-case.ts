@@ -20,15 +20,15 @@ export interface KernelCase {
   target?: Target;
   note?: string;
   /** `element` is the size of an activation. */
-  work(element: number): Work;
-  prepare(bench: Workbench): Prepared;
+  work: (element: number) => Work;
+  prepare: (bench: Workbench) => Prepared;
 }
 
 export interface Prepared {
   /** Copies of the working set that runs take in turn, so that each finds it cold. */
   sets: number;
   /** Enqueues one run; returns what it wrote. */
-  run(set: number): readonly Tensor[];
+  run: (set: number) => readonly Tensor[];
 }
 
 /** The sizes of the tables, or small ones that a CPU does in a moment. */

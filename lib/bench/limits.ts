@@ -158,8 +158,7 @@ const workOf: Partial<Record<NativeOperation, CallWork>> = {
   },
   HeadLinear: (args) => {
     const [out, x, weight] = args as [Tensor, Tensor, Tensor];
-    const flops = 2 * x.elements * weight.dim(1);
-    return { bytes: out.bytes + x.bytes + weight.bytes, flops };
+    return { bytes: out.bytes + x.bytes + weight.bytes, flops: 2 * x.dim(0) * weight.elements };
   },
   GroupedLinear: (args, { realExperts }) => {
     const [out, x, weight] = args as [Tensor, Tensor, Tensor];
@@ -186,7 +185,10 @@ const workOf: Partial<Record<NativeOperation, CallWork>> = {
     const written = kv.elements * elementOf(cache);
     return { bytes: written + kv.bytes + weight.bytes + table.bytes + slots.bytes, flops: 0 };
   },
-  Rope: (args) => ({ bytes: 2 * bytesOf(args[0]) + bytesOf(args[1]), flops: 0 }),
+  Rope: (args) => {
+    const tensors = args.filter(isTensor);
+    return { bytes: 2 * bytesOf(tensors[0]) + bytesOf(tensors.at(-1)), flops: 0 };
+  },
   AttentionDecode: (args, { count, position }) => {
     const [out, q, cache] = args as [Tensor, Tensor, Tensor];
     const [sinkBlocks, localBlocks] = args.slice(-2) as [number, number];

@@ -17,14 +17,28 @@ export interface StackReport {
 
 const us = (value: number): string => `${showMicroseconds(value)} µs`;
 
+const legend = `µs: a step as the engine takes it. graph: the same operations recorded and replayed. sum: over the
+operations below, timed by readings of the device's clock between them. gap: what one more kernel
+behind every operation adds to the graph, and that for all operations as a share of it; in prefill
+it drowns in the noise.`;
+
 export function describeStack(report: StackReport): string {
   const { dir, layers, experts, layerType, loadMs, weights, peak, limits, rows } = report;
   const model = `${dir}: ${layers} layers, ${experts} experts, attentions ${layerType || 'all full'}`;
   const memory = `${formatBytes(weights)} of dummy weights in ${formatDuration(loadMs)}, peak ${formatBytes(peak)}`;
   const measured = `read ${(limits.readBytes / 1e12).toPrecision(3)} TB/s, bf16 GEMM ${(limits.flops / 1e12).toPrecision(3)} TFLOP/s`;
   const empty = us(limits.emptyLaunchNs / 1000);
-  const titles = ['step', 'µs', 'tokens/s', 'graph µs', 'operations µs', 'number', 'gap at most'];
-  const align = ['---', '---:', '---:', '---:', '---:', '---:', '---:'];
+  const titles = [
+    'step',
+    'µs',
+    'tokens/s',
+    'graph µs',
+    'sum µs',
+    'operations',
+    'gap at most',
+    'gaps',
+  ];
+  const align = ['---', '---:', '---:', '---:', '---:', '---:', '---:', '---:'];
   const steps = rows.map((row) => [
     row.name,
     showMicroseconds(row.step),
@@ -33,11 +47,13 @@ export function describeStack(report: StackReport): string {
     showMicroseconds(row.sum),
     formatCount(row.operations),
     us(Math.max(row.gap, 0)),
+    showPercent(Math.max((row.gap * row.operations) / row.graph, 0)),
   ]);
   return [
     `${model}; ${memory}.`,
-    `Measured limits: ${measured}; an empty launch in a graph ${empty}.`,
+    `Measured limits: ${measured}; an operation that does nothing, in a graph, ${empty}.`,
     markdownTable([titles, align, ...steps]),
+    legend,
     ...rows.map(describeOperations),
   ].join('\n\n');
 }

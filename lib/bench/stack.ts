@@ -7,7 +7,8 @@ import { planBatch } from '../runner/batch';
 import { packIntegers, packSettings, type SamplingRow } from '../runner/sampling-row';
 import type { StepWork } from '../runner/model-runner';
 import { makeStep, uploadBatch } from '../runner/step';
-import type { Limits, StepFacts } from './limits';
+import type { MeasuredLimits } from './kernels';
+import type { StepFacts } from './limits';
 import { median } from './stopwatch';
 import { summarize, Timeline, type OperationRow, type TimelineResult } from './timeline';
 
@@ -27,10 +28,13 @@ export interface StackRow extends StackStep {
   runs: number;
   /** On the device: the same operations as one recorded graph. */
   graph: number;
-  /** The sum over the operations, each with the launch before it. */
+  /** The sum over the operations, each with the gap before it, as the clock between them tells. */
   sum: number;
   operations: number;
-  /** What one more launch between two operations costs: a bound of the gap between kernels. */
+  /**
+   * What one more kernel behind every operation adds to the graph, an operation: bounds the gap
+   * between two kernels, since it holds that kernel's own time too.
+   */
   gap: number;
   table: OperationRow[];
 }
@@ -41,7 +45,7 @@ const greedy: SamplingRow = {
 };
 
 export interface StackOptions {
-  limits: Limits;
+  limits: MeasuredLimits;
   /** Part of the routed slots that real experts get. */
   realExperts: number;
   runs: number;
@@ -68,9 +72,7 @@ export async function measureStep(
   const facts: StepFacts = { count, position, realExperts };
   const { graph, stamped, calls } = await timeDevice(loaded, step, facts, runs);
   const gap = (stamped - graph) / calls.length;
-  // Never more than an operation and its reading take together: on a CPU it is noise.
-  const reading = Math.min(Math.max(gap, 0), ...calls.map((call) => call.microseconds));
-  const table = summarize(calls, reading, limits);
+  const table = summarize(calls, limits.emptyLaunchNs / 1000, limits);
   const whole = median(times);
   return {
     ...step,

@@ -25,7 +25,7 @@ export function describeKernels({ limits, rows }: KernelReport): string {
   const measured = [
     `copy ${tera(limits.copyBytes)} TB/s, read ${tera(limits.readBytes)} TB/s, write ${tera(limits.writeBytes)} TB/s`,
     `bf16 GEMM ${tera(limits.flops)} TFLOP/s`,
-    `an empty launch in a graph ${(limits.emptyLaunchNs / 1000).toFixed(2)} µs`,
+    `an operation that does nothing, in a graph, ${(limits.emptyLaunchNs / 1000).toFixed(2)} µs`,
   ];
   const titles = ['case', 'µs', 'TB/s', 'TFLOP/s', 'of limit', 'bound', 'peer', 'target', 'met'];
   const align = ['---', '---:', '---:', '---:', '---:', '---', '---:', '---:', '---'];

@@ -1,7 +1,9 @@
 import { Argument, Option, type Command } from 'commander';
 
+import { readProvenance } from '../bench/provenance';
 import { markdownTable } from '../bench/tables';
 import type { LanguageModel } from '../language-model';
+import type { DeviceKind } from '../native/binding';
 import { registerBenchKernels } from './bench-kernels';
 import { registerBenchStack } from './bench-stack';
 import { bundledModel, readBuildInfo } from './build-info';
@@ -39,7 +41,7 @@ interface Statistics {
 interface BenchRow {
   attention: string;
   layerType: string;
-  device: string;
+  device: DeviceKind;
   promptTokens: number;
   newTokens: number;
   runs: number;
@@ -135,7 +137,9 @@ async function benchModel(dir: string, flags: BenchFlags, context: Context): Pro
   } finally {
     progress.stop();
   }
-  if (context.json) context.printJson({ ...readBuildInfo(), dir, seed: flags.seed, rows });
+  const kind = rows[0]?.device ?? 'cpu';
+  const from = { ...readBuildInfo(), ...readProvenance(kind) };
+  if (context.json) context.printJson({ ...from, dir, seed: flags.seed, rows });
   else context.print(describe(rows));
 }
 

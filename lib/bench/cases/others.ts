@@ -24,10 +24,10 @@ interface Shape {
 /** `bytes` counts what is read and written once; `element` is the size of an activation. */
 interface Other {
   name: string;
-  bytes(element: number): number;
+  bytes: (element: number) => number;
   flops?: number;
   /** What a set takes, for rotation beyond the caches. */
-  prepare(bench: Workbench, ops: Ops): { make: () => () => readonly Tensor[] };
+  prepare: (bench: Workbench, ops: Ops) => { make: () => () => readonly Tensor[] };
 }
 
 const target: Target = { share: 0.8 };
