@@ -90,6 +90,27 @@ export class Ops {
     this.run = bindOperations(stream.native);
   }
 
+  /** Runs `body`; `observe` is called after each operation that it enqueues, not for its own. */
+  trace(observe: Observer, body: () => void): void {
+    const { run } = this;
+    const traced = operations.map((name) => [
+      name,
+      (...args: Arguments) => {
+        run[name](...args.slice()); // it puts handles in the place of tensors
+        this.run = run;
+        observe(name, args);
+        this.run = tracedRun;
+      },
+    ]);
+    const tracedRun = Object.fromEntries(traced) as Run;
+    this.run = tracedRun;
+    try {
+      body();
+    } finally {
+      this.run = run;
+    }
+  }
+
   float(...shape: number[]): Tensor {
     return this.arena.allocate('f32', shape);
   }
@@ -336,10 +357,6 @@ export class Ops {
     return out;
   }
 
-  fill(out: Tensor, value: number): void {
-    this.run.Fill(out, value);
-  }
-
   /** Random values of mean 0 and this standard deviation, which `seed` [low, high] decides. */
   fillRandom(out: Tensor, seed: readonly [number, number], deviation: number): void {
     this.run.FillRandom(out, seed[0], seed[1], deviation);
@@ -350,25 +367,8 @@ export class Ops {
     this.run.Clock(out);
   }
 
-  /** Runs `body`; `observe` is called after each operation that it enqueues, not for its own. */
-  trace(observe: Observer, body: () => void): void {
-    const { run } = this;
-    const traced = operations.map((name) => [
-      name,
-      (...args: Arguments) => {
-        run[name](...args.slice()); // it puts handles in the place of tensors
-        this.run = run;
-        observe(name, args);
-        this.run = tracedRun;
-      },
-    ]);
-    const tracedRun = Object.fromEntries(traced) as Run;
-    this.run = tracedRun;
-    try {
-      body();
-    } finally {
-      this.run = run;
-    }
+  fill(out: Tensor, value: number): void {
+    this.run.Fill(out, value);
   }
 }
 
