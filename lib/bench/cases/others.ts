@@ -128,12 +128,17 @@ function tokenCases({ tokens, hidden, inner, queryRank, vocabulary }: Shape): Ot
 
 function attentionCases({ tokens, heads }: Shape): Other[] {
   const [nope, value] = [128, 128];
-  const head = (name: string, n: number, k: number): Other => ({
+  // Views of kv_b_proj, as the model takes them.
+  const perHead = (nope + value) * latent;
+  const up = { n: latent, k: nope, strides: [perHead, 1, latent], offset: 0 };
+  const down = { n: value, k: latent, strides: [perHead, latent, 1], offset: nope * latent };
+  const head = (name: string, { n, k, strides, offset }: typeof up): Other => ({
     name,
     bytes: (element) => tokens * heads * (n + k) * element + heads * n * k * 2,
     flops: 2 * tokens * heads * n * k,
     prepare: (bench, ops) => {
-      const weight = bench.weight('bf16', heads, n, k).tensor;
+      const expand = bench.weight('bf16', heads * (nope + value), latent).tensor;
+      const weight = expand.view('bf16', [heads, n, k], strides, offset);
       const make = () => {
         const x = bench.activations(tokens, heads, k);
         return () => {
@@ -183,8 +188,8 @@ function attentionCases({ tokens, heads }: Shape): Other[] {
         return { make };
       },
     },
-    head('head_linear, 64 heads, 128 → 512 (W_UK)', latent, nope),
-    head('head_linear, 64 heads, 512 → 128 (W_UV)', value, latent),
+    head('head_linear, 64 heads, 128 → 512 (W_UK)', up),
+    head('head_linear, 64 heads, 512 → 128 (W_UV)', down),
   ];
 }
 
