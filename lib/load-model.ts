@@ -1,4 +1,5 @@
-import { openCheckpoint, type Checkpoint } from './checkpoint/checkpoint';
+import { openCheckpoint, openDummy, type Checkpoint } from './checkpoint/checkpoint';
+import { DummyList, DummyLoader } from './checkpoint/dummy-weights';
 import type { RopeConfig } from './checkpoint/rope-config';
 import { checkScales } from './checkpoint/scales';
 import {
@@ -12,7 +13,8 @@ import { LozaError, throwIfAborted } from './errors';
 import { blocksFor, groupRange, LayerGroup, type LayerGroupKind } from './kv/layer-group';
 import { extendRope, ropeTable, type RopeTable } from './layers/rope';
 import type { ResolvedLoadOptions } from './load-options';
-import type { ModelPlan } from './model/model';
+import type { Model, ModelPlan } from './model/model';
+import { presets } from './model/presets';
 import { findFamily } from './model/registry';
 import type { DeviceKind, NativeDeviceInfo } from './native/binding';
 import { Device, listDevices } from './native/device';
@@ -44,6 +46,16 @@ export interface LoadedModel {
   maxTokens: number;
   groups: readonly LayerGroup[];
   engine: Engine;
+  /** What the engine drives, for benchmarks that go around it. */
+  parts: ModelParts;
+}
+
+export interface ModelParts {
+  ops: Ops;
+  model: Model;
+  angles: RopeAngles;
+  limits: BatchLimits;
+  runner: ModelRunner;
 }
 
 /** Weights copied between two looks at the signal and reports of progress. */
@@ -53,21 +65,19 @@ const workspaceBytes = 64 * 2 ** 20;
 /** The largest KV budget that is taken unasked. */
 const mostDefaultTokens: Record<DeviceKind, number> = { cpu: 65_536, cuda: 131_072 };
 
+/** The load options that a plan depends on. */
+export type PlanOptions = Pick<ResolvedLoadOptions, 'attention' | 'rope' | 'signal'> &
+  Partial<Pick<ResolvedLoadOptions, 'loadFormat' | 'configOverrides'>>;
+
 /** Reads config.json and the tensor headers, and checks that they fit each other. */
-export async function planLoad(
-  dir: string,
-  options: Pick<ResolvedLoadOptions, 'attention' | 'rope' | 'signal'>,
-): Promise<LoadPlan> {
-  const checkpoint = await openCheckpoint(dir, { signal: options.signal });
-  const model = findFamily(checkpoint).plan(checkpoint.config);
+export async function planLoad(dir: string, options: PlanOptions): Promise<LoadPlan> {
+  const { checkpoint, model } =
+    options.loadFormat === 'dummy' ? await planDummy(dir, options) : await planFiles(dir, options);
   const { mla, attentions } = model;
   const fromConfig = readAttentionPattern(mla.streaming, attentions);
   const { yarnFactor } = options.rope;
   const { rope, maxPosition } =
     yarnFactor === undefined ? mla : extendRope(mla.rope, mla.maxPosition, yarnFactor);
-  const checker = new WeightChecker(checkpoint);
-  model.build(checker, 1);
-  checker.finish((name) => model.leftAside(name) !== undefined);
   return {
     checkpoint,
     model,
@@ -78,10 +88,30 @@ export async function planLoad(
   };
 }
 
+type Planned = Pick<LoadPlan, 'checkpoint' | 'model'>;
+
+async function planFiles(dir: string, { signal }: PlanOptions): Promise<Planned> {
+  const checkpoint = await openCheckpoint(dir, { signal });
+  const model = findFamily(checkpoint).plan(checkpoint.config);
+  const checker = new WeightChecker(checkpoint);
+  model.build(checker, 1);
+  checker.finish((name) => model.leftAside(name) !== undefined);
+  return { checkpoint, model };
+}
+
+/** The tensors are those that the model asks for. */
+async function planDummy(dir: string, { configOverrides }: PlanOptions): Promise<Planned> {
+  const checkpoint = await openDummy(dir, presets, configOverrides);
+  const model = findFamily(checkpoint).plan(checkpoint.config);
+  const list = new DummyList(checkpoint.config);
+  model.build(list, 1);
+  return { checkpoint: { ...checkpoint, tensors: list.tensors }, model };
+}
+
 /** Opens a device and brings a model onto it. Whatever fails, nothing stays behind. */
 export async function loadModel(dir: string, options: ResolvedLoadOptions): Promise<LoadedModel> {
   const plan = await planLoad(dir, options);
-  await checkScales(plan.checkpoint, options.signal);
+  if (options.loadFormat !== 'dummy') await checkScales(plan.checkpoint, options.signal);
   throwIfAborted(options.signal);
   const { info, note } = chooseDevice(options.device);
   const cacheDtype = cacheType(info.kind, options.dtype);
@@ -103,7 +133,10 @@ async function loadOnto(
 ): Promise<Omit<LoadedModel, 'deviceInfo' | 'deviceNote'>> {
   const { model, table, maxPosition } = plan;
   const ops = new Ops(device.makeStream(), device.makeArena());
-  const loader = new WeightLoader(plan.checkpoint, device, ops);
+  const loader =
+    options.loadFormat === 'dummy'
+      ? new DummyLoader(plan.checkpoint.config, device, ops, options.seed)
+      : new WeightLoader(plan.checkpoint, device, ops);
   const built = model.build(loader, table.softmaxFactor);
   await copyWeights(loader, ops, options);
   loader.finish();
@@ -125,7 +158,8 @@ async function loadOnto(
   );
   await ops.stream.synchronize();
   const engine = new Engine(runner, options);
-  return { plan, device, cacheDtype, maxTokens, groups, engine };
+  const parts = { ops, model: built, angles, limits, runner };
+  return { plan, device, cacheDtype, maxTokens, groups, engine, parts };
 }
 
 /** 'auto' takes the best usable device; a named one is taken or its reason thrown. */
@@ -152,7 +186,7 @@ function cacheType(kind: DeviceKind, dtype: ResolvedLoadOptions['dtype']): DType
 }
 
 async function copyWeights(
-  loader: WeightLoader,
+  loader: Pick<WeightLoader, 'copies'>,
   ops: Ops,
   { signal, onProgress }: ResolvedLoadOptions,
 ): Promise<void> {
@@ -213,8 +247,8 @@ function uploadAngles(device: Device, ops: Ops, table: RopeTable, exact: boolean
  * Expanding a key costs latent * (nope + value) multiplications a head, once for all queries; then
  * each pair of query and key costs nope + rope + value instead of 2 * latent + rope.
  */
-function batchLimits(
-  { mla }: ModelPlan,
+export function batchLimits(
+  { mla }: Pick<ModelPlan, 'mla'>,
   options: ResolvedLoadOptions,
   elementBytes: number,
 ): BatchLimits {

@@ -11,8 +11,8 @@ const weightDtypes: Readonly<Record<string, DType>> = {
   BF16: 'bf16',
   F8_E4M3: 'f8e4m3',
 };
-const scaleSuffix = '_scale_inv';
-const scaleBlock = 128;
+export const scaleSuffix = '_scale_inv';
+export const scaleBlock = 128;
 /** Bytes that are copied at a time where a device has memory of its own. */
 const pieceBytes = 32 * 2 ** 20;
 
@@ -167,12 +167,12 @@ export class WeightChecker implements WeightSource {
 }
 
 /** A tensor that is nowhere: views of it work, using it does not. */
-function placeholder(dtype: DType, shape: readonly number[]): Tensor {
+export function placeholder(dtype: DType, shape: readonly number[]): Tensor {
   return new Tensor(0, dtype, shape, rowMajor(shape), { view: () => 0 });
 }
 
 /** One copy that makes a weight resident; `bytes` for progress. */
-interface Copy {
+export interface Copy {
   bytes: number;
   run: () => void;
 }

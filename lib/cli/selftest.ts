@@ -51,7 +51,7 @@ export function registerSelftest(program: Command, context: Context): void {
     .action((flags: SelftestFlags) => selftest(flags, context));
 }
 
-function parseRegex(text: string): RegExp {
+export function parseRegex(text: string): RegExp {
   try {
     return new RegExp(text);
   } catch {
@@ -89,7 +89,7 @@ async function selftest({ device, ops }: SelftestFlags, context: Context): Promi
   if (!passed) throw new BadResult(`${failed} of ${plural(cases, 'case')} failed on ${kind}`);
 }
 
-function chooseKind(wanted: NonNullable<LoadFlags['device']>): DeviceKind {
+export function chooseKind(wanted: NonNullable<LoadFlags['device']>): DeviceKind {
   if (wanted !== 'auto') return wanted;
   return listDevices().some(({ kind, usable }) => kind === 'cuda' && usable) ? 'cuda' : 'cpu';
 }

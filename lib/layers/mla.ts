@@ -141,7 +141,7 @@ export class Mla {
   }
 
   /** Rounds of expanded keys and values, bounded by the workspace and merged by log-sum-exp. */
-  private expanded(step: Step, attention: StepAttention, q: Tensor, out: Tensor): void {
+  expanded(step: Step, attention: StepAttention, q: Tensor, out: Tensor): void {
     const { ops } = step;
     const { heads, kvLoraRank, nopeDim, ropeDim, valueDim } = this.config;
     ops.rope(

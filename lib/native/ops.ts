@@ -60,17 +60,23 @@ export interface SampleResult {
   topLogprobs?: Tensor; // f32 [rows, alternatives]
 }
 
-type Arguments = (Tensor | number | boolean | undefined)[];
+/** What an operation takes, in the order of its params struct. */
+export type Argument = Tensor | number | boolean | undefined;
+type Arguments = Argument[];
 type Run = Record<NativeOperation, (...args: Arguments) => void>;
+/** Sees an operation that was just enqueued. */
+export type Observer = (operation: NativeOperation, args: readonly Argument[]) => void;
 
 const operations: readonly NativeOperation[] = [
   'AbsorbQuery',
   'AttentionDecode',
   'AttentionPrefill',
   'Cast',
+  'Clock',
   'Combine',
   'ExpertPlan',
   'Fill',
+  'FillRandom',
   'GatherRows',
   'GroupedLinear',
   'HeadLinear',
@@ -89,13 +95,34 @@ const operations: readonly NativeOperation[] = [
  * formulas, shapes and dtypes are in native/ops/<op>/<op>.h.
  */
 export class Ops {
-  private readonly run: Run;
+  private run: Run;
 
   constructor(
     readonly stream: Stream,
     readonly arena: Arena,
   ) {
     this.run = bindOperations(stream.native);
+  }
+
+  /** Runs `body`; `observe` is called after each operation that it enqueues, not for its own. */
+  trace(observe: Observer, body: () => void): void {
+    const { run } = this;
+    const traced = operations.map((name) => [
+      name,
+      (...args: Arguments) => {
+        run[name](...args.slice()); // it puts handles in the place of tensors
+        this.run = run;
+        observe(name, args);
+        this.run = tracedRun;
+      },
+    ]);
+    const tracedRun = Object.fromEntries(traced) as Run;
+    this.run = tracedRun;
+    try {
+      body();
+    } finally {
+      this.run = run;
+    }
   }
 
   float(...shape: number[]): Tensor {
@@ -384,6 +411,16 @@ export class Ops {
     const out = this.activation(...x.shape);
     this.cast(out, x);
     return out;
+  }
+
+  /** Random values of mean 0 and this standard deviation, which `seed` [low, high] decides. */
+  fillRandom(out: Tensor, seed: readonly [number, number], deviation: number): void {
+    this.run.FillRandom(out, seed[0], seed[1], deviation);
+  }
+
+  /** The device's time in nanoseconds, as two i32. */
+  clock(out: Tensor): void {
+    this.run.Clock(out);
   }
 
   fill(out: Tensor, value: number): void {

@@ -4,6 +4,7 @@ import { attentionPrefill } from './cases/attention-prefill';
 import { cast } from './cases/cast';
 import { combine } from './cases/combine';
 import { expertPlan } from './cases/expert-plan';
+import { fillRandom } from './cases/fill-random';
 import { gatherRows } from './cases/gather-rows';
 import { groupedLinear } from './cases/grouped-linear';
 import { headLinear } from './cases/head-linear';
@@ -21,6 +22,7 @@ export type AnyOperation = OperationCases<{ name: string }, HostTensors>;
 /** Every operation of native/ops that computes something, and the cases it is tried on. */
 export const operations: readonly AnyOperation[] = [
   cast,
+  fillRandom,
   gatherRows,
   rmsNormCases,
   swiglu,

@@ -88,6 +88,7 @@ void read(Arguments& a, AttentionPrefillParams& p) {
 void read(Arguments& a, CastParams& p) {
   p.out = a.tensor(), p.in = a.tensor(), p.scale = a.optional_tensor();
 }
+void read(Arguments& a, ClockParams& p) { p.out = a.tensor(); }
 void read(Arguments& a, CombineParams& p) {
   p.out = a.tensor(), p.y = a.tensor(), p.place = a.tensor(), p.weights = a.tensor();
   p.identity = a.optional_tensor();
@@ -96,6 +97,10 @@ void read(Arguments& a, ExpertPlanParams& p) {
   p.order = a.tensor(), p.place = a.tensor(), p.starts = a.tensor(), p.ids = a.tensor();
 }
 void read(Arguments& a, FillParams& p) { p.out = a.tensor(), p.value = a.number(); }
+void read(Arguments& a, FillRandomParams& p) {
+  p.out = a.tensor(), p.seed_low = a.integer(), p.seed_high = a.integer();
+  p.deviation = a.number();
+}
 void read(Arguments& a, GatherRowsParams& p) {
   p.out = a.tensor(), p.table = a.tensor(), p.ids = a.tensor();
 }

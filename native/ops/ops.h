@@ -7,9 +7,11 @@
 #include "ops/absorb_query/absorb_query.h"
 #include "ops/attention/attention.h"
 #include "ops/cast/cast.h"
+#include "ops/clock/clock.h"
 #include "ops/combine/combine.h"
 #include "ops/expert_plan/expert_plan.h"
 #include "ops/fill/fill.h"
+#include "ops/fill_random/fill_random.h"
 #include "ops/gather_rows/gather_rows.h"
 #include "ops/grouped_linear/grouped_linear.h"
 #include "ops/head_linear/head_linear.h"
@@ -27,9 +29,11 @@
   X(AttentionDecode)        \
   X(AttentionPrefill)       \
   X(Cast)                   \
+  X(Clock)                  \
   X(Combine)                \
   X(ExpertPlan)             \
   X(Fill)                   \
+  X(FillRandom)             \
   X(GatherRows)             \
   X(GroupedLinear)          \
   X(HeadLinear)             \
