@@ -81,6 +81,7 @@ export interface NativeDevice {
   arena(): NativeArena;
   stream(): NativeStream;
   memory(): NativeMemory;
+  freeMemory(): number;
   failAllocationAfter(count: number): void;
   close(): void;
 }
