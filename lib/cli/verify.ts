@@ -43,7 +43,7 @@ A mismatch gives exit code 1.
 Examples:
   loza verify models/loza-tiny
   loza verify test/golden/longcat-full --tolerance 1e-4
-  loza verify DIR --metric cosine           for a cache in bfloat16, or a GPU`;
+  loza verify DIR --metric cosine           for bfloat16`;
 
 export function registerVerify(program: Command, context: Context): void {
   const command = program
@@ -51,7 +51,7 @@ export function registerVerify(program: Command, context: Context): void {
     .description("Runs a checkpoint's expected.safetensors and shows the errors.")
     .argument('<dir>', 'checkpoint folder with expected.safetensors')
     .addOption(
-      new Option('--metric <name>', 'auto: cosine on a GPU or with a bfloat16 cache, else error')
+      new Option('--metric <name>', 'auto: error in float32, cosine in bfloat16')
         .choices(['auto', 'error', 'cosine'])
         .default('auto'),
     )
@@ -74,8 +74,7 @@ async function verify(dir: string, flags: VerifyFlags, context: Context): Promis
   const prompts = await readExpected(dir);
   await withModel(dir, await readLoadOptions(dir, flags), context, async (model) => {
     const { device, dtype } = model.info;
-    const exact = device === 'cpu' && dtype === 'float32';
-    const metric = flags.metric !== 'auto' ? flags.metric : exact ? 'error' : 'cosine';
+    const metric = flags.metric !== 'auto' ? flags.metric : dtype === 'float32' ? 'error' : 'cosine';
     const tolerance = flags.tolerance ?? defaultTolerance[metric];
     const limits = { metric, tolerance, margin: flags.margin ?? defaultMargin[metric] };
     const verdicts: PromptVerdict[] = [];
@@ -87,7 +86,7 @@ async function verify(dir: string, flags: VerifyFlags, context: Context): Promis
       const passed = failed === 0;
       context.printJson({ dir, device, dtype, ...limits, prompts: verdicts, passed });
     } else {
-      context.print(describe(verdicts, limits, `${device}, ${dtype} cache`));
+      context.print(describe(verdicts, limits, `${device}, ${dtype}`));
     }
     if (failed > 0) {
       const which = `${failed} of ${plural(verdicts.length, 'prompt')}`;

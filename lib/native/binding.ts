@@ -76,7 +76,7 @@ export interface NativeDevice {
   ): TensorHandle;
   release(tensor: TensorHandle): void;
   arena(): NativeArena;
-  stream(): NativeStream;
+  stream(activation: number): NativeStream;
   memory(): NativeMemory;
   failAllocationAfter(count: number): void;
   close(): void;

@@ -2,15 +2,15 @@ import { rmSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { Device, type Stream } from '../../lib/native/device';
 import type { Tensor } from '../../lib/native/tensor';
-import { forEachDevice } from '../support/devices';
+import { forEachDeviceKind } from '../support/devices';
 import { expectLozaError } from '../support/errors';
 import { tempFolder } from '../support/temp-folder';
 
-forEachDevice('mapped file', ({ kind }) => {
+forEachDeviceKind('mapped file', (kind) => {
   let device: Device;
   let stream: Stream;
   beforeEach(() => {
-    device = new Device(kind);
+    device = new Device(kind, 'f32');
     stream = device.makeStream();
   });
   afterEach(() => device.close());

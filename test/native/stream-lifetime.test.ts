@@ -6,7 +6,7 @@ import { Device, type Arena, type Graph, type Stream } from '../../lib/native/de
 import { Ops } from '../../lib/native/ops';
 import type { Tensor } from '../../lib/native/tensor';
 import { compareBits } from '../../lib/selftest/compare';
-import { forEachDevice } from '../support/devices';
+import { forEachDeviceKind, testDataChecks } from '../support/devices';
 import { expectLozaError, lozaErrorOf } from '../support/errors';
 import { Random } from '../../lib/selftest/random';
 
@@ -21,10 +21,10 @@ const compiled = path.join(__dirname, '..', '..', 'dist', 'native');
 const missing = ['device.js', 'ops.js'].some((file) => !existsSync(path.join(compiled, file)));
 
 /** The part of native/core/stream.h about graphs, and about the end of streams. */
-forEachDevice('stream', ({ kind }) => {
+forEachDeviceKind('stream', (kind) => {
   let bench: Bench;
   const open = (): Bench => {
-    const device = new Device(kind);
+    const device = new Device(kind, 'f32');
     const [stream, arena] = [device.makeStream(), device.makeArena()];
     return { device, stream, arena, ops: new Ops(stream, arena) };
   };
@@ -144,7 +144,7 @@ forEachDevice('stream', ({ kind }) => {
       expect(new Set((await errors).map(({ code }) => code))).toEqual(new Set(['ERR_LOZA_CLOSED']));
     });
 
-    test('a failure from before is still told', async () => {
+    testDataChecks(kind)('a failure from before is still told', async () => {
       const graph = bench.ops.gatherRows(filled(0, 2, 8), bench.ops.upload(Int32Array.of(5)));
       const pending = lozaErrorOf(() => read(graph));
       await new Promise((resolve) => setTimeout(resolve, 20));
@@ -206,7 +206,7 @@ forEachDevice('stream', ({ kind }) => {
   const prelude = `
     const { Device } = require(${JSON.stringify(path.join(compiled, 'device.js'))});
     const { Ops } = require(${JSON.stringify(path.join(compiled, 'ops.js'))});
-    const device = new Device(${JSON.stringify(kind)});
+    const device = new Device(${JSON.stringify(kind)}, 'f32');
     const stream = device.makeStream();
     const ops = new Ops(stream, device.makeArena());
     const [x, w, sum] = [1, 1, 0].map((value) => {

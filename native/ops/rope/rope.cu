@@ -35,15 +35,16 @@ __global__ void __launch_bounds__(256) rope_table_kernel(RopeTableArgs args) {
   }
 }
 
+template <class Act>
 struct RopeArgs {
-  Bf16* x;  // [rows, heads, dim]
+  Act* x;  // [rows, heads, dim]
   int64_t row_stride, head_stride;
   Rows<const float> table;  // [rows, dim]
   int64_t rows, heads, dim;
 };
 
-template <int kCount>
-__global__ void __launch_bounds__(256) rope_kernel(RopeArgs args) {
+template <int kCount, class Act>
+__global__ void __launch_bounds__(256) rope_kernel(RopeArgs<Act> args) {
   const int64_t row = grid_row();
   if (row >= args.rows) return;
   const float* table = args.table[row];
@@ -52,7 +53,7 @@ __global__ void __launch_bounds__(256) rope_kernel(RopeArgs args) {
   for (int64_t item = grid_item(); item < items; item += grid_item_step()) {
     const unsigned head = static_cast<unsigned>(item) / per_head;
     const unsigned column = (static_cast<unsigned>(item) - head * per_head) * kCount;
-    Bf16* x = args.x + row * args.row_stride + head * args.head_stride + column;
+    Act* x = args.x + row * args.row_stride + head * args.head_stride + column;
     float values[kCount], angles[kCount];
     load(values, x);
     load(angles, table + column);
@@ -83,17 +84,19 @@ void launch(const RopeParams& params, CudaStream& stream) {
   const int64_t rows = x.dim(0), heads = x.dim(1), dim = x.dim(2);
   if (rows == 0 || heads == 0 || dim == 0) return;
   loza::check(heads * dim <= INT32_MAX, "rope: a row of ", heads, " x ", dim, " is too wide");
-  const RopeArgs args{.x = x.as<Bf16>(),
-                      .row_stride = x.stride(0),
-                      .head_stride = x.stride(1),
-                      .table = rows_of<const float>(params.table),
-                      .rows = rows,
-                      .heads = heads,
-                      .dim = dim};
-  with_count<2>(vectorisable(x) && vectorisable(params.table), [&](auto count) {
-    constexpr int kCount = decltype(count)::value;
-    const RowGrid grid(rows, heads * dim / kCount);
-    rope_kernel<kCount><<<grid.blocks, grid.threads, 0, stream.handle()>>>(args);
+  with_float_type(x.dtype, [&]<class Act>(Act) {
+    const RopeArgs<Act> args{.x = x.as<Act>(),
+                             .row_stride = x.stride(0),
+                             .head_stride = x.stride(1),
+                             .table = rows_of<const float>(params.table),
+                             .rows = rows,
+                             .heads = heads,
+                             .dim = dim};
+    with_count<2>(vectorisable(x) && vectorisable(params.table), [&](auto count) {
+      constexpr int kCount = decltype(count)::value;
+      const RowGrid grid(rows, heads * dim / kCount);
+      rope_kernel<kCount><<<grid.blocks, grid.threads, 0, stream.handle()>>>(args);
+    });
   });
   check_launch("rope");
 }

@@ -181,7 +181,7 @@ forEachDevice('attention_decode', (lab) => {
     change(inputs);
     return decode(lab, c, inputs);
   };
-  testDataChecks(lab).each<[string, (inputs: ReturnType<typeof decodeInputs>) => void]>([
+  testDataChecks(lab.kind).each<[string, (inputs: ReturnType<typeof decodeInputs>) => void]>([
     ['a needed table entry outside the cache', ({ table }) => (table.values[1] = 1_000_000)],
     ['a needed table entry that is negative', ({ table }) => (table.values[0] = -1)],
     ['a position behind the table', ({ positions }) => (positions.values[1] = 100_000)],

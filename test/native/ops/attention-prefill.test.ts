@@ -179,7 +179,7 @@ forEachDevice('attention_prefill', (lab) => {
   });
 
   const c: PrefillCase = { ...base, sequences: [{ length: 20, queries: 10 }], range: fullRange };
-  testDataChecks(lab).each([
+  testDataChecks(lab.kind).each([
     ['query rows behind the end', [[1, 10, 10, 0, 20, 0]]],
     ['negative query rows', [[-1, 10, 10, 0, 20, 0]]],
     ['key rows behind the end', [[0, 10, 10, 1, 20, 0]]],
