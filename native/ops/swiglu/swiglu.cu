@@ -15,8 +15,8 @@ struct SwigluArgs {
   int64_t rows, width;
 };
 
-// The fast forms err by a few 1e-7, a thousandth of what rounding to bf16 costs. Where exp(-x) is
-// infinite the quotient is -0, as it should be.
+// For bf16 in fast forms, which err by a few 1e-7: a thousandth of what rounding costs. Where exp(-x)
+// is infinite the quotient is -0, as it should be.
 template <class Act>
 __device__ __forceinline__ float silu(float x) {
   if constexpr (std::is_same_v<Act, float>) return x / (1.0f + expf(-x));
