@@ -1,5 +1,5 @@
 // Expanded attention of f32 activations: a CTA a query row and head goes through the segments that the
-// row belongs to, 128 keys at a time, and merges the result by log-sum-exp. See exact.cuh.
+// row belongs to, kTile keys at a time, and merges the result by log-sum-exp. See exact.cuh.
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "ops/attention/exact.cuh"
@@ -33,9 +33,9 @@ __device__ inline void attend_keys(Softmax& softmax, const Storage& shared,
                                    int query_position) {
   const float* kv = params.kv + keys.first * params.kv_row + blockIdx.y * params.kv_head;
   const float* k_rope = params.k_rope + keys.first * params.k_rope_row;
-  for (int begin = 0; begin < keys.count; begin += kThreads) {
+  for (int begin = 0; begin < keys.count; begin += kTile) {
     attend(
-        softmax, shared, min(kThreads, keys.count - begin), params.value,
+        softmax, shared, min(kTile, keys.count - begin), params.value,
         [&](int j) {
           const int64_t key = begin + j;
           if (!params.range.allows(query_position, keys.position + begin + j))
