@@ -1,14 +1,16 @@
 import { openCheckpoint } from '../lib/checkpoint/checkpoint';
+import type { TensorEntry } from '../lib/checkpoint/safetensors';
 import { cacheType } from '../lib/load-model';
 import { goldenDir, tinyDir } from './support/goldens';
 
 describe('what a model computes in', () => {
   const stored = (...dtypes: string[]) => ({
-    tensors: new Map(
-      dtypes.map((dtype, i) => {
-        const shape = dtype.endsWith('vector') ? [8] : [8, 8];
-        const name = `tensor ${i}`;
-        return [name, { name, dtype: dtype.split(' ')[0]!, shape, file: '', begin: 0, end: 0 }];
+    tensors: new Map<string, TensorEntry>(
+      dtypes.map((text, i) => {
+        const [dtype, vector] = text.split(' ');
+        const shape = vector === undefined ? [8, 8] : [8];
+        const where = { file: '', begin: 0, end: 0 };
+        return [`t${i}`, { name: `t${i}`, dtype: dtype as TensorEntry['dtype'], shape, ...where }];
       }),
     ),
   });
