@@ -8,7 +8,7 @@ import {
 } from './checkpoint/streaming-config';
 import { WeightChecker, WeightLoader } from './checkpoint/weights';
 import { Engine } from './engine/engine';
-import { throwIfAborted } from './errors';
+import { LozaError, throwIfAborted } from './errors';
 import { blocksFor, groupRange, LayerGroup, type LayerGroupKind } from './kv/layer-group';
 import { extendRope, ropeTable, type RopeTable } from './layers/rope';
 import type { ResolvedLoadOptions } from './load-options';
@@ -91,7 +91,7 @@ export async function loadModel(dir: string, options: ResolvedLoadOptions): Prom
     return { ...loaded, deviceInfo: info, deviceNote: note };
   } catch (error) {
     device.close();
-    throw error;
+    throw withDtypeHint(error, device);
   }
 }
 
@@ -150,6 +150,17 @@ export function cacheType(
 ): 'f32' | 'bf16' {
   if (dtype !== 'auto') return dtype === 'float32' ? 'f32' : 'bf16';
   return kind === 'cpu' || isFloat32(checkpoint) ? 'f32' : 'bf16';
+}
+
+/** Where a GPU has no room for a model in float32, the error says that bfloat16 takes half of it. */
+export function withDtypeHint(
+  error: unknown,
+  { kind, activation }: Pick<Device, 'kind' | 'activation'>,
+): unknown {
+  if (kind === 'cpu' || activation !== 'f32' || !LozaError.isInstance(error)) return error;
+  if (error.code !== 'ERR_LOZA_OUT_OF_MEMORY') return error;
+  const hint = "The model is loaded in float32: dtype 'bfloat16' takes half the memory";
+  return new LozaError(error.code, error.message, { value: error.value, hint, cause: error });
 }
 
 /** Whether all matrices are stored in float32: then rounding them to bf16 could change the model. */

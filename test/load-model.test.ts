@@ -1,6 +1,7 @@
 import { openCheckpoint } from '../lib/checkpoint/checkpoint';
 import type { TensorEntry } from '../lib/checkpoint/safetensors';
-import { cacheType } from '../lib/load-model';
+import { LozaError } from '../lib/errors';
+import { cacheType, withDtypeHint } from '../lib/load-model';
 import { goldenDir, tinyDir } from './support/goldens';
 
 describe('what a model computes in', () => {
@@ -34,4 +35,17 @@ describe('what a model computes in', () => {
     expect(cacheType('cuda', 'auto', await openCheckpoint(`${goldenDir}/deepseek-v2`))).toBe('f32');
     expect(cacheType('cuda', 'auto', await openCheckpoint(tinyDir))).toBe('bf16');
   });
+});
+
+test('a GPU without room for float32 names bfloat16', () => {
+  const full = new LozaError('ERR_LOZA_OUT_OF_MEMORY', 'no room');
+  const other = new LozaError('ERR_LOZA_IO', 'no disk');
+  const hinted = withDtypeHint(full, { kind: 'cuda', activation: 'f32' });
+  expect(hinted).toMatchObject({
+    code: full.code,
+    message: expect.stringMatching(/no room.*'bfloat16'/),
+  });
+  expect(withDtypeHint(full, { kind: 'cuda', activation: 'bf16' })).toBe(full);
+  expect(withDtypeHint(full, { kind: 'cpu', activation: 'f32' })).toBe(full);
+  expect(withDtypeHint(other, { kind: 'cuda', activation: 'f32' })).toBe(other);
 });
