@@ -152,14 +152,14 @@ export function cacheType(
   return kind === 'cpu' || isFloat32(checkpoint) ? 'f32' : 'bf16';
 }
 
-/** Where a GPU has no room for a model in float32, the error says that bfloat16 takes half of it. */
+/** Where a GPU has no room for a model in float32, the error names bfloat16. */
 export function withDtypeHint(
   error: unknown,
   { kind, activation }: Pick<Device, 'kind' | 'activation'>,
 ): unknown {
   if (kind === 'cpu' || activation !== 'f32' || !LozaError.isInstance(error)) return error;
   if (error.code !== 'ERR_LOZA_OUT_OF_MEMORY') return error;
-  const hint = "The model is loaded in float32: dtype 'bfloat16' takes half the memory";
+  const hint = "The model is loaded in float32: dtype 'bfloat16' takes as little as half";
   return new LozaError(error.code, error.message, { value: error.value, hint, cause: error });
 }
 
