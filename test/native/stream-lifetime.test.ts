@@ -37,8 +37,8 @@ forEachDeviceKind('stream', (kind) => {
     return tensor;
   };
   const read = (tensor: Tensor) => bench.stream.readFloats(tensor);
-  const busy = (times: number) => {
-    const [x, weight, sum] = [1, 1, 0].map((value) => filled(value, 384, 384));
+  const busy = (times: number, size = 384) => {
+    const [x, weight, sum] = [1, 1, 0].map((value) => filled(value, size, size));
     for (let i = 0; i < times; i++) bench.ops.addLinear(sum!, x!, { tensor: weight! });
   };
 
@@ -78,7 +78,9 @@ forEachDeviceKind('stream', (kind) => {
         compareBits('replay', await replayed, await eager, [5, 40]);
     });
 
-    test('writes of any size are recorded with their values', async () => {
+    // A GPU's graph reads what it varies in from tensors: writes come before its launch.
+    const testWrites = kind === 'cuda' ? test.skip : test;
+    testWrites('writes of any size are recorded with their values', async () => {
       const [small, large] = [filled(0, 3), filled(0, 5000)];
       const values = new Float32Array(5000).fill(4);
       const graph = bench.stream.record(() => {
@@ -135,7 +137,8 @@ forEachDeviceKind('stream', (kind) => {
     test('pending promises reject with ERR_LOZA_CLOSED', async () => {
       const { device, stream } = bench;
       const value = filled(1, 4);
-      busy(400);
+      if (kind === 'cuda') busy(100, 2048);
+      else busy(400);
       const pending = Array.from({ length: 50 }, (_, i) =>
         i % 2 ? stream.synchronize() : read(value),
       );
