@@ -42,7 +42,7 @@ export interface LoadedModel {
   deviceInfo: NativeDeviceInfo;
   /** Why 'auto' did not take a GPU. */
   deviceNote: string | undefined;
-  cacheDtype: DType;
+  cacheDtype: 'f32' | 'bf16';
   maxTokens: number;
   groups: readonly LayerGroup[];
   engine: Engine;
@@ -114,14 +114,14 @@ export async function loadModel(dir: string, options: ResolvedLoadOptions): Prom
   if (options.loadFormat !== 'dummy') await checkScales(plan.checkpoint, options.signal);
   throwIfAborted(options.signal);
   const { info, note } = chooseDevice(options.device);
-  const cacheDtype = cacheType(info.kind, options.dtype);
-  const device = new Device(info.kind);
+  const cacheDtype = cacheType(info.kind, options.dtype, plan.checkpoint);
+  const device = new Device(info.kind, info.kind === 'cpu' ? 'f32' : cacheDtype);
   try {
     const loaded = await loadOnto(device, plan, options, cacheDtype);
     return { ...loaded, deviceInfo: info, deviceNote: note };
   } catch (error) {
     device.close();
-    throw error;
+    throw withDtypeHint(error, device);
   }
 }
 
@@ -129,7 +129,7 @@ async function loadOnto(
   device: Device,
   plan: LoadPlan,
   options: ResolvedLoadOptions,
-  cacheDtype: DType,
+  cacheDtype: 'f32' | 'bf16',
 ): Promise<Omit<LoadedModel, 'deviceInfo' | 'deviceNote'>> {
   const { model, table, maxPosition } = plan;
   const ops = new Ops(device.makeStream(), device.makeArena());
@@ -176,13 +176,31 @@ function chooseDevice(wanted: ResolvedLoadOptions['device']): {
   return { info, note };
 }
 
-/** The kernels of a GPU read a bf16 cache. Throws ERR_LOZA_UNSUPPORTED. */
-function cacheType(kind: DeviceKind, dtype: ResolvedLoadOptions['dtype']): DType {
-  if (kind === 'cpu') return dtype === 'bfloat16' ? 'bf16' : 'f32';
-  if (dtype !== 'float32') return 'bf16';
-  const problem = `dtype must be 'auto' or 'bfloat16' on ${kind}, got 'float32'`;
-  const hint = "The KV cache of a GPU is bfloat16; device: 'cpu' can keep it in float32";
-  throw new LozaError('ERR_LOZA_UNSUPPORTED', problem, { value: dtype, hint });
+/** Type of the KV cache, which is that of activations too on a GPU; the CPU computes in f32. */
+export function cacheType(
+  kind: DeviceKind,
+  dtype: ResolvedLoadOptions['dtype'],
+  checkpoint: Pick<Checkpoint, 'tensors'>,
+): 'f32' | 'bf16' {
+  if (dtype !== 'auto') return dtype === 'float32' ? 'f32' : 'bf16';
+  return kind === 'cpu' || isFloat32(checkpoint) ? 'f32' : 'bf16';
+}
+
+/** Where a GPU has no room for a model in float32, the error names bfloat16. */
+export function withDtypeHint(
+  error: unknown,
+  { kind, activation }: Pick<Device, 'kind' | 'activation'>,
+): unknown {
+  if (kind === 'cpu' || activation !== 'f32' || !LozaError.isInstance(error)) return error;
+  if (error.code !== 'ERR_LOZA_OUT_OF_MEMORY') return error;
+  const hint = "The model is loaded in float32: dtype 'bfloat16' takes as little as half";
+  return new LozaError(error.code, error.message, { value: error.value, hint, cause: error });
+}
+
+/** Whether all matrices are stored in float32: then rounding them to bf16 could change the model. */
+function isFloat32({ tensors }: Pick<Checkpoint, 'tensors'>): boolean {
+  const matrices = [...tensors.values()].filter(({ shape }) => shape.length === 2);
+  return matrices.length > 0 && matrices.every(({ dtype }) => dtype === 'F32');
 }
 
 /** One batch is on its way while the next is read, so that the bus does not wait. */

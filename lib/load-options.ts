@@ -24,7 +24,11 @@ export interface LoadOptions {
   configOverrides?: ConfigOverrides | undefined;
   /** Which attentions stream: 'auto' as the checkpoint says, 'full' none, or a pattern of your own. */
   attention?: AttentionOption | undefined;
-  /** Type of the KV cache. 'auto' is float32 on the CPU, which computes in fp32 either way; a GPU has bfloat16 only. */
+  /**
+   * Type of the KV cache, and on a GPU of activations and float32 matrices too. 'auto' is float32 on
+   * the CPU, which computes in fp32 either way. On a GPU it is float32 (exact, but slow) for a
+   * checkpoint that is stored in float32, and bfloat16 for all others.
+   */
   dtype?: 'auto' | 'float32' | 'bfloat16' | undefined;
   /** Tokens that all sequences in flight may keep together: the KV budget. Default: the model's positions, within 16,384 and 65,536 (131,072 on a GPU). */
   maxTokens?: number | undefined;

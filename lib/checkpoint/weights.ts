@@ -18,7 +18,7 @@ const pieceBytes = 32 * 2 ** 20;
 
 /** A model takes its weights by name and shape from here; what it takes is what it is checked for. */
 export interface WeightSource {
-  /** A matrix that the device multiplies by best: f32 becomes its type of activations. */
+  /** A matrix that the device multiplies by: f32 becomes its type of activations. */
   matrix(name: string, rows: number, columns: number): Weight;
   /** A matrix in the dtype it is stored in; f8e4m3 comes with its block scales. */
   exactMatrix(name: string, rows: number, columns: number): Weight;

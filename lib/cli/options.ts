@@ -59,7 +59,11 @@ const loadFlags: Record<keyof LoadFlags, () => Option> = {
   localBlocks: () =>
     new Option('--local-blocks <n>', 'blocks that they keep at the end').argParser(positive),
   dtype: () =>
-    new Option('--dtype <type>', 'type of the KV cache').choices(['auto', 'float32', 'bfloat16']),
+    new Option('--dtype <type>', 'type of the KV cache; on a GPU also of activations').choices([
+      'auto',
+      'float32',
+      'bfloat16',
+    ]),
   maxTokens: () =>
     new Option('--max-tokens <n>', 'tokens that the KV cache has room for').argParser(positive),
   yarnFactor: () =>

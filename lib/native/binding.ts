@@ -79,7 +79,7 @@ export interface NativeDevice {
   ): TensorHandle;
   release(tensor: TensorHandle): void;
   arena(): NativeArena;
-  stream(): NativeStream;
+  stream(activation: number): NativeStream;
   memory(): NativeMemory;
   freeMemory(): number;
   failAllocationAfter(count: number): void;

@@ -129,7 +129,7 @@ export class Ops {
     return this.arena.allocate('f32', shape);
   }
 
-  /** A tensor of the device's type of activations: f32 on the CPU, bf16 on CUDA. */
+  /** A tensor of the device's type of activations: f32 on the CPU, bf16 or f32 on CUDA. */
   activation(...shape: number[]): Tensor {
     return this.arena.allocate(this.stream.activation, shape);
   }

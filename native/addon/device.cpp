@@ -15,8 +15,8 @@ Device& DeviceState::open() {
   return *device;
 }
 
-std::shared_ptr<Stream> DeviceState::make_stream() {
-  auto stream = open().make_stream();
+std::shared_ptr<Stream> DeviceState::make_stream(DType activation) {
+  auto stream = open().make_stream(activation);
   std::erase_if(streams, [](const auto& known) { return known.expired(); });
   streams.push_back(stream);
   return stream;
@@ -165,10 +165,11 @@ Napi::Value DeviceWrap::arena(const Napi::CallbackInfo& info) {
   });
 }
 
+// stream(activation): a Stream whose activations have this dtype
 Napi::Value DeviceWrap::stream(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     auto state = Napi::External<std::shared_ptr<DeviceState>>::New(info.Env(), &state_);
-    return Environment::of(info.Env()).stream_class.New({state});
+    return Environment::of(info.Env()).stream_class.New({state, info[0]});
   });
 }
 

@@ -23,7 +23,7 @@ Napi::Function StreamWrap::define(Napi::Env env) {
 StreamWrap::StreamWrap(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   guarded(info.Env(), [&] {
     state_ = *info[0].As<Napi::External<std::shared_ptr<DeviceState>>>().Data();
-    stream_ = state_->make_stream();
+    stream_ = state_->make_stream(static_cast<DType>(info[1].As<Napi::Number>().Int32Value()));
     Environment::of(info.Env()).watch(stream_);
   });
 }

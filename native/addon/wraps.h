@@ -21,7 +21,7 @@ struct DeviceState {
   std::vector<std::weak_ptr<Arena>> arenas;
 
   Device& open();
-  std::shared_ptr<Stream> make_stream();
+  std::shared_ptr<Stream> make_stream(DType activation);
   std::shared_ptr<Arena> make_arena();
   // Frees memory once all work enqueued so far is done.
   void free_in_order(BufferPtr buffer);

@@ -106,7 +106,11 @@ int64_t CudaDevice::free_memory() const {
   return static_cast<int64_t>(free);
 }
 
-std::shared_ptr<Stream> CudaDevice::make_stream() { return std::make_shared<CudaStream>(*this); }
+std::shared_ptr<Stream> CudaDevice::make_stream(DType activation) {
+  loza::check(activation == DType::kBF16 || activation == DType::kF32,
+              "activations on CUDA are bf16 or f32, not ", name_of(activation));
+  return std::make_shared<CudaStream>(*this, activation);
+}
 
 namespace {
 

@@ -19,7 +19,8 @@ namespace loza {
 
 // Belongs to the thread that enqueues; only the waiter, the pool and what they share are for two.
 struct CudaStream::State {
-  State(CudaStream& stream, CudaDevice& device) : device(device), ops(stream) {
+  State(CudaStream& stream, CudaDevice& device, DType activation)
+      : device(device), ops(stream, activation) {
     cuda::check(
         cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, cuda::kDevice),
         "cudaDeviceGetAttribute");
@@ -93,9 +94,9 @@ void CudaStream::State::close() noexcept {
   cudaGetLastError();  // errors of a lost context: nobody is left to tell
 }
 
-CudaStream::CudaStream(CudaDevice& device) {
+CudaStream::CudaStream(CudaDevice& device, DType activation) {
   cuda::make_current();
-  state_ = std::make_unique<State>(*this, device);
+  state_ = std::make_unique<State>(*this, device, activation);
 }
 
 CudaStream::~CudaStream() { close(); }

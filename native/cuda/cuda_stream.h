@@ -14,7 +14,7 @@ class CudaDevice;
 
 class CudaStream final : public Stream {
  public:
-  explicit CudaStream(CudaDevice& device);
+  CudaStream(CudaDevice& device, DType activation);
   ~CudaStream() override;
 
   // What an operation's launcher may use.

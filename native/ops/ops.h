@@ -1,7 +1,7 @@
 // Ops: every operation, as one interface that each backend implements. An operation call checks its
 // shapes and enqueues work on the stream it belongs to; it never waits.
-// "act" in the contracts is the backend's type of activations: f32 on the CPU, bf16 on CUDA. The
-// residual stream is f32 on every backend: it sums up all layers.
+// "act" in the contracts is the stream's type of activations: f32 on the CPU, bf16 or f32 on CUDA.
+// The residual stream is f32 everywhere: it sums up all layers.
 #pragma once
 
 #include "ops/absorb_query/absorb_query.h"

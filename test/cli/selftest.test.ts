@@ -7,7 +7,7 @@ import { describeCli, expectFailure, loza, lozaJson } from './cli';
 
 interface SelftestObject {
   device: string;
-  activation: string;
+  activations: string[];
   operations: OperationReport[];
   passed: boolean;
 }
@@ -17,7 +17,7 @@ describeCli('loza selftest', () => {
 
   test('reports the operations that match', async () => {
     const report = await lozaJson<SelftestObject>(flags);
-    expect(report).toMatchObject({ device: 'cpu', activation: 'f32', passed: true });
+    expect(report).toMatchObject({ device: 'cpu', activations: ['f32'], passed: true });
     expect(report.operations.map(({ operation }) => operation)).toEqual(['rms_norm', 'swiglu']);
     for (const { cases, relativeError, failures, passed } of report.operations) {
       expect(cases).toBeGreaterThan(3);
@@ -30,13 +30,14 @@ describeCli('loza selftest', () => {
   test('prints a table', async () => {
     const { code, stdout, stderr } = await loza(flags);
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
-    expect(stdout).toMatch(/^rms_norm +\d+ .* PASS$/m);
+    expect(stdout).toMatch(/^rms_norm +f32 +\d+ .* PASS$/m);
     expect(stdout).toMatch(/^PASS {2}\d+ cases on .*\(cpu\), activations in f32/m);
   });
 
   test('operations that do not exist, and what is no expression, are errors', async () => {
     await expectFailure(['selftest', '--ops', 'nothing'], /no operation matches.*There are cast,/);
     await expectFailure(['selftest', '--ops', '('], /must be a regular expression/);
+    await expectFailure([...flags, '--dtype', 'bfloat16'], /activations on cpu are not bfloat16/);
   });
 });
 
