@@ -151,6 +151,7 @@ function cacheType(kind: DeviceKind, dtype: ResolvedLoadOptions['dtype']): DType
   throw new LozaError('ERR_LOZA_UNSUPPORTED', problem, { value: dtype, hint });
 }
 
+/** One batch is on its way while the next is read, so that the bus does not wait. */
 async function copyWeights(
   loader: WeightLoader,
   ops: Ops,
@@ -158,20 +159,30 @@ async function copyWeights(
 ): Promise<void> {
   const totalBytes = loader.copies.reduce((sum, copy) => sum + copy.bytes, 0);
   let loadedBytes = 0;
-  let pending = 0;
-  for (const { bytes, run } of loader.copies) {
-    run();
-    loadedBytes += bytes;
-    pending += bytes;
-    if (pending < copyBatchBytes) continue;
-    await ops.stream.synchronize();
+  let before = { bytes: 0, done: Promise.resolve() };
+  const finish = async (batch: typeof before) => {
+    await batch.done;
     throwIfAborted(signal);
+    loadedBytes += batch.bytes;
     onProgress?.({ loadedBytes, totalBytes });
-    pending = 0;
+  };
+  const enqueued = (bytes: number) => {
+    const done = ops.stream.synchronize();
+    done.catch(() => {}); // told when it is waited for, which the batch before it may prevent
+    return { bytes, done };
+  };
+  let bytes = 0;
+  for (const copy of loader.copies) {
+    copy.run();
+    bytes += copy.bytes;
+    if (bytes < copyBatchBytes) continue;
+    const batch = enqueued(bytes);
+    bytes = 0;
+    if (before.bytes > 0) await finish(before);
+    before = batch;
   }
-  await ops.stream.synchronize();
-  throwIfAborted(signal);
-  onProgress?.({ loadedBytes, totalBytes });
+  if (before.bytes > 0) await finish(before);
+  await finish(enqueued(bytes));
 }
 
 /** One group for full and one for streaming attentions, each with its own pool; empty ones are left out. */

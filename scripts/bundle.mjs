@@ -82,10 +82,11 @@ function checkSymbols(file, origin) {
     library in newest && isNewer(wanted, newest[library]) ? `${symbol} (${library}_${wanted})` : [],
   );
   if (missing.length === 0) return;
+  const shown = missing.slice(0, 8).join(', ') + (missing.length > 8 ? ' and others' : '');
   const hint = origin.endsWith('.node')
     ? 'Name these symbols in native/glibc, where the reason is explained.'
     : 'Make the bundle with a Node from https://nodejs.org, which runs on glibc 2.28.';
-  throw new BundleError(`${origin} needs a newer glibc than 2.28: ${missing.join(', ')}. ${hint}`);
+  throw new BundleError(`${origin} needs a newer glibc than 2.28: ${shown}. ${hint}`);
 }
 
 function isNewer(one, other) {

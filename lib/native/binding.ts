@@ -78,6 +78,7 @@ export interface NativeDevice {
   arena(): NativeArena;
   stream(): NativeStream;
   memory(): NativeMemory;
+  freeMemory(): number;
   failAllocationAfter(count: number): void;
   close(): void;
 }

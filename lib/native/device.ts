@@ -74,6 +74,11 @@ export class Device {
     return native(() => this.native.memory());
   }
 
+  /** Bytes that nobody on this machine uses. */
+  freeMemory(): number {
+    return native(() => this.native.freeMemory());
+  }
+
   /** For tests: the allocation after `count` more successful ones fails. */
   failAllocationAfter(count: number): void {
     native(() => this.native.failAllocationAfter(count));

@@ -105,6 +105,7 @@ Napi::Function DeviceWrap::define(Napi::Env env) {
        InstanceMethod<&DeviceWrap::map_file>("mapFile"), InstanceMethod<&DeviceWrap::view>("view"),
        InstanceMethod<&DeviceWrap::release>("release"), InstanceMethod<&DeviceWrap::arena>("arena"),
        InstanceMethod<&DeviceWrap::stream>("stream"), InstanceMethod<&DeviceWrap::memory>("memory"),
+       InstanceMethod<&DeviceWrap::free_memory>("freeMemory"),
        InstanceMethod<&DeviceWrap::fail_allocation_after>("failAllocationAfter"),
        InstanceMethod<&DeviceWrap::close>("close")});
 }
@@ -185,6 +186,13 @@ Napi::Value DeviceWrap::memory(const Napi::CallbackInfo& info) {
     set("workspace", account.bytes(Purpose::kWorkspace));
     set("peak", account.peak());
     return memory;
+  });
+}
+
+// freeMemory(): bytes
+Napi::Value DeviceWrap::free_memory(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return Napi::Number::New(info.Env(), static_cast<double>(state_->open().free_memory()));
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include "addon/environment.h"
 #include "addon/wraps.h"
+#include "core/mapped_file.h"
 
 namespace loza::addon {
 
@@ -42,7 +43,11 @@ void StreamWrap::write(const Napi::CallbackInfo& info) {
 void StreamWrap::upload(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] {
     check_open();
-    stream_->upload(tensors().get(read_handle(info, 0)), tensors().get(read_handle(info, 1)));
+    const int64_t from = read_handle(info, 1);
+    const BufferPtr owner = tensors().owner(from);
+    const auto* file = dynamic_cast<const MappedFile*>(owner.get());
+    check(file != nullptr, "upload: the source is not a view of a mapped file");
+    stream_->upload(tensors().get(read_handle(info, 0)), tensors().get(from), *file);
   });
 }
 

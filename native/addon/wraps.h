@@ -41,6 +41,7 @@ class DeviceWrap : public Napi::ObjectWrap<DeviceWrap> {
   Napi::Value arena(const Napi::CallbackInfo& info);
   Napi::Value stream(const Napi::CallbackInfo& info);
   Napi::Value memory(const Napi::CallbackInfo& info);
+  Napi::Value free_memory(const Napi::CallbackInfo& info);
   void fail_allocation_after(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);
 

@@ -8,6 +8,7 @@ class CpuDevice final : public Device {
  public:
   BufferPtr allocate(size_t bytes, Purpose purpose) override;
   std::shared_ptr<Stream> make_stream() override;
+  int64_t free_memory() const override;
 };
 
 }  // namespace loza

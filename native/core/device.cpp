@@ -87,6 +87,10 @@ std::shared_ptr<Stream> CpuDevice::make_stream() {
   return std::make_shared<CpuStream>(available_cores());
 }
 
+int64_t CpuDevice::free_memory() const {
+  return int64_t{sysconf(_SC_AVPHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
+}
+
 std::vector<DeviceInfo> probe_devices() { return {probe_cpu(), probe_cuda()}; }
 
 std::unique_ptr<Device> open_device(const std::string& kind) {

@@ -98,6 +98,14 @@ void CudaDevice::out_of_memory(size_t bytes) const {
        total, " bytes are free)");
 }
 
+int64_t CudaDevice::free_memory() const {
+  cuda::make_current();
+  size_t free = 0;
+  size_t total = 0;
+  cuda::check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return static_cast<int64_t>(free);
+}
+
 std::shared_ptr<Stream> CudaDevice::make_stream() { return std::make_shared<CudaStream>(*this); }
 
 namespace {

@@ -13,6 +13,7 @@ class CudaDevice final : public Device {
 
   BufferPtr allocate(size_t bytes, Purpose purpose) override;
   std::shared_ptr<Stream> make_stream() override;
+  int64_t free_memory() const override;
 
  private:
   class Block;

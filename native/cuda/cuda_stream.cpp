@@ -144,7 +144,7 @@ void CudaStream::write(const Tensor& to, const void* from, size_t bytes) {
   s.waiter->after(s.handle, {.arrivals = {}, .keep = {std::move(staged)}, .completion = nullptr});
 }
 
-void CudaStream::upload(const Tensor& to, const Tensor& from) {
+void CudaStream::upload(const Tensor& to, const Tensor& from, const MappedFile& file) {
   State& s = *state_;
   s.enter();
   check(to.contiguous() && from.contiguous() && to.bytes() == from.bytes(), "upload: ", from,
@@ -152,13 +152,9 @@ void CudaStream::upload(const Tensor& to, const Tensor& from) {
   check(!s.recording, "upload: not while a graph is recorded");
   const auto bytes = static_cast<size_t>(to.bytes());
   if (bytes == 0) return;
-  if (bytes <= cuda::WriteRing::kMaxBytes) {
-    if (s.ring == nullptr) s.ring = std::make_unique<cuda::WriteRing>();
-    s.ring->copy(to.data, from.data, bytes, s.handle);
-    return;
-  }
   if (s.uploader == nullptr) s.uploader = std::make_unique<cuda::Uploader>();
-  s.uploader->copy(to.data, from.data, bytes, s.handle);
+  const auto offset = static_cast<size_t>(from.as<std::byte>() - file.data());
+  s.uploader->copy(to.data, file, offset, bytes, s.handle);
 }
 
 void CudaStream::read(const Tensor& from, void* to) {

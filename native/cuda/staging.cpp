@@ -100,25 +100,51 @@ std::byte* WriteRing::reserve(size_t bytes, cudaStream_t stream) {
   return place;
 }
 
-Uploader::Uploader() : readers_(std::min(available_cores(), 8)) {}
-
-void Uploader::copy(void* to, const void* from, size_t bytes, cudaStream_t stream) {
+void Uploader::copy(void* to, const MappedFile& file, size_t from, size_t bytes,
+                    cudaStream_t stream) {
   auto* target = static_cast<std::byte*>(to);
-  const auto* source = static_cast<const std::byte*>(from);
-  for (size_t done = 0; done < bytes;) {
-    const size_t piece = std::min(kHalfBytes, bytes - done);
-    Half& half = halves_[next_];
-    next_ = 1 - next_;
-    check(half.sent.wait(), "upload");
-    readers_.run(static_cast<int64_t>(piece), int64_t{1} << 20, [&](int64_t begin, int64_t end) {
-      std::memcpy(half.memory.data() + begin, source + done + begin,
-                  static_cast<size_t>(end - begin));
-    });
-    check(cudaMemcpyAsync(target + done, half.memory.data(), piece, cudaMemcpyHostToDevice, stream),
+  if (bytes <= kSlotBytes) return send(target, file, from, bytes, stream);
+  if (!readers_) readers_.emplace(std::min(available_cores(), kMaxReaders));
+  readers_->run(static_cast<int64_t>(bytes), kSlotBytes, [&](int64_t begin, int64_t end) {
+    make_current_quietly();
+    send(target + begin, file, from + static_cast<size_t>(begin), static_cast<size_t>(end - begin),
+         stream);
+  });
+}
+
+void Uploader::send(std::byte* to, const MappedFile& file, size_t from, size_t bytes,
+                    cudaStream_t stream) {
+  std::unique_ptr<Slot> slot = take();
+  try {
+    check(slot->sent.wait(), "upload");
+    file.read(from, slot->memory.data(), bytes);
+    check(cudaMemcpyAsync(to, slot->memory.data(), bytes, cudaMemcpyHostToDevice, stream),
           "upload");
-    half.sent.record(stream);
-    done += piece;
+    slot->sent.record(stream);
+  } catch (...) {
+    give_back(std::move(slot));
+    throw;
   }
+  give_back(std::move(slot));
+}
+
+// A slot that was sent, or else a new one, or else the one that will be sent first. There are more
+// slots than readers, so one is left.
+std::unique_ptr<Uploader::Slot> Uploader::take() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (made_ < kMaxSlots && (slots_.empty() || !slots_.front()->sent.passed())) {
+    auto slot = std::make_unique<Slot>();
+    made_++;
+    return slot;
+  }
+  std::unique_ptr<Slot> slot = std::move(slots_.front());
+  slots_.pop_front();
+  return slot;
+}
+
+void Uploader::give_back(std::unique_ptr<Slot> slot) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  slots_.push_back(std::move(slot));
 }
 
 }  // namespace loza::cuda

@@ -6,11 +6,14 @@
 
 #include <array>
 #include <cstddef>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
+#include "core/mapped_file.h"
 #include "core/parallel.h"
 
 namespace loza::cuda {
@@ -40,6 +43,7 @@ class Event {
   void record(cudaStream_t stream);
   // Returns at once when nothing was recorded.
   cudaError_t wait() const { return cudaEventSynchronize(event_); }
+  bool passed() const { return cudaEventQuery(event_) == cudaSuccess; }
 
  private:
   cudaEvent_t event_ = nullptr;
@@ -89,23 +93,33 @@ class WriteRing {
   size_t used_ = 0;
 };
 
-// Where weights leave from: one half is filled from the file while the other is on its way. Waits
-// for the half that it fills, no longer.
+// Where weights leave from: threads fill slots from the file while other slots are on their way, in
+// any order, for the pieces do not overlap. Reading beats copying from the mapping: no page faults,
+// and no pages that stay mapped in. There are no more slots than were needed at once: a small model
+// pins little.
 class Uploader {
  public:
-  Uploader();
-  void copy(void* to, const void* from, size_t bytes, cudaStream_t stream);
+  // `from` is an offset in the file. At return, all was read and enqueued.
+  void copy(void* to, const MappedFile& file, size_t from, size_t bytes, cudaStream_t stream);
 
  private:
-  static constexpr size_t kHalfBytes = size_t{32} << 20;
+  static constexpr size_t kSlotBytes = size_t{2} << 20;
+  static constexpr size_t kMaxSlots = 32;
+  static constexpr int kMaxReaders = 16;
 
-  struct Half {
-    Pinned memory{kHalfBytes};
+  struct Slot {
+    Pinned memory{kSlotBytes};
     Event sent;
   };
-  std::array<Half, 2> halves_;
-  size_t next_ = 0;
-  ThreadPool readers_;  // page faults of a mapped file keep one core from filling the bus
+
+  void send(std::byte* to, const MappedFile& file, size_t from, size_t bytes, cudaStream_t stream);
+  std::unique_ptr<Slot> take();
+  void give_back(std::unique_ptr<Slot> slot);
+
+  std::mutex mutex_;
+  std::deque<std::unique_ptr<Slot>> slots_;  // not being filled; the longest on its way first
+  size_t made_ = 0;
+  std::optional<ThreadPool> readers_;
 };
 
 }  // namespace loza::cuda

@@ -161,6 +161,7 @@ forEachDevice('stream', ({ kind }) => {
       ['Device.makeArena', () => bench.device.makeArena()],
       ['Device.makeStream', () => bench.device.makeStream()],
       ['Device.memory', () => bench.device.memory()],
+      ['Device.freeMemory', () => bench.device.freeMemory()],
       ['Arena.allocate', () => bench.arena.allocate('f32', [1])],
       ['Arena.scope', () => bench.arena.scope(() => undefined)],
       ['Tensor.slice', () => tensor.slice(0, 0, 1)],
