@@ -47,7 +47,7 @@ export interface LoadedModel {
 }
 
 /** Weights copied between two looks at the signal and reports of progress. */
-const copyBatchBytes = 64 * 2 ** 20;
+const copyBatchBytes = 128 * 2 ** 20;
 /** Bytes of expanded keys and values that a round may take. */
 const workspaceBytes = 64 * 2 ** 20;
 /** The largest KV budget that is taken unasked. */

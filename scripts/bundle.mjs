@@ -84,7 +84,7 @@ function checkSymbols(file, origin) {
   if (missing.length === 0) return;
   const shown = missing.slice(0, 8).join(', ') + (missing.length > 8 ? ' and others' : '');
   const hint = origin.endsWith('.node')
-    ? 'Name these symbols in native/glibc, where the reason is explained.'
+    ? 'Either it was linked without native/glibc (is libstdc++.a missing?), or that must name these symbols.'
     : 'Make the bundle with a Node from https://nodejs.org, which runs on glibc 2.28.';
   throw new BundleError(`${origin} needs a newer glibc than 2.28: ${shown}. ${hint}`);
 }

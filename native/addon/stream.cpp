@@ -44,10 +44,9 @@ void StreamWrap::upload(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] {
     check_open();
     const int64_t from = read_handle(info, 1);
-    const BufferPtr owner = tensors().owner(from);
-    const auto* file = dynamic_cast<const MappedFile*>(owner.get());
+    const auto file = std::dynamic_pointer_cast<const MappedFile>(tensors().owner(from));
     check(file != nullptr, "upload: the source is not a view of a mapped file");
-    stream_->upload(tensors().get(read_handle(info, 0)), tensors().get(from), *file);
+    stream_->upload(tensors().get(read_handle(info, 0)), tensors().get(from), file);
   });
 }
 

@@ -39,9 +39,10 @@ class Stream {
 
   // Copies `bytes` from host memory into a contiguous tensor. The source may be reused at return.
   virtual void write(const Tensor& to, const void* from, size_t bytes) = 0;
-  // Copies bytes of a file, of which `from` is a view and which must stay mapped until this is done.
-  // How weights come onto the device.
-  virtual void upload(const Tensor& to, const Tensor& from, const MappedFile& file) = 0;
+  // Copies bytes of a file, of which `from` is a view and which the caller keeps mapped until this is
+  // done. How weights come onto the device.
+  virtual void upload(const Tensor& to, const Tensor& from,
+                      const std::shared_ptr<const MappedFile>& file) = 0;
   // Copies a contiguous tensor to host memory that must stay alive until the next completion.
   virtual void read(const Tensor& from, void* to) = 0;
   virtual void on_complete(Completion completion) = 0;

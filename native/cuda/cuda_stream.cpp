@@ -28,7 +28,11 @@ struct CudaStream::State {
   }
 
   // At every call that enqueues: refuses once the stream is closed or CUDA is lost.
-  void enter() const {
+  void enter() {
+    enter_beside_uploads();
+    if (uploader != nullptr) uploader->flush();
+  }
+  void enter_beside_uploads() const {
     if (closed) fail(code::kClosed, "the stream is closed");
     cuda::make_current();
   }
@@ -67,6 +71,7 @@ struct CudaStream::State {
 void CudaStream::State::close() noexcept {
   if (std::exchange(closed, true)) return;
   cuda::make_current_quietly();
+  if (uploader != nullptr) uploader->stop();
   if (std::exchange(recording, false)) {
     cudaGraph_t graph = nullptr;
     if (cudaStreamEndCapture(handle, &graph) == cudaSuccess && graph != nullptr)
@@ -144,17 +149,18 @@ void CudaStream::write(const Tensor& to, const void* from, size_t bytes) {
   s.waiter->after(s.handle, {.arrivals = {}, .keep = {std::move(staged)}, .completion = nullptr});
 }
 
-void CudaStream::upload(const Tensor& to, const Tensor& from, const MappedFile& file) {
+void CudaStream::upload(const Tensor& to, const Tensor& from,
+                        const std::shared_ptr<const MappedFile>& file) {
   State& s = *state_;
-  s.enter();
+  s.enter_beside_uploads();
   check(to.contiguous() && from.contiguous() && to.bytes() == from.bytes(), "upload: ", from,
         " does not fill ", to);
   check(!s.recording, "upload: not while a graph is recorded");
   const auto bytes = static_cast<size_t>(to.bytes());
   if (bytes == 0) return;
-  if (s.uploader == nullptr) s.uploader = std::make_unique<cuda::Uploader>();
-  const auto offset = static_cast<size_t>(from.as<std::byte>() - file.data());
-  s.uploader->copy(to.data, file, offset, bytes, s.handle);
+  if (s.uploader == nullptr) s.uploader = std::make_unique<cuda::Uploader>(s.handle);
+  const auto offset = static_cast<size_t>(from.as<std::byte>() - file->data());
+  s.uploader->copy(to.as<std::byte>(), file, offset, bytes);
 }
 
 void CudaStream::read(const Tensor& from, void* to) {
@@ -175,6 +181,7 @@ void CudaStream::on_complete(Completion completion) {
   if (s.closed) fail(code::kClosed, "the stream is closed");
   check(!s.recording, "on_complete: not while a graph is recorded");
   cuda::make_current_quietly();
+  if (s.uploader != nullptr) s.uploader->flush();
   s.after(std::move(completion));
 }
 
@@ -187,6 +194,7 @@ void CudaStream::keep_until_here(BufferPtr buffer) {
     return;
   }
   cuda::make_current_quietly();
+  if (s.uploader != nullptr) s.uploader->wait();
   s.waiter->after(s.handle, {.arrivals = {}, .keep = {std::move(buffer)}, .completion = nullptr});
 }
 

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
+#include "core/parallel.h"
 #include "cuda/check.h"
 #include "cuda/context.h"
 
@@ -100,27 +102,53 @@ std::byte* WriteRing::reserve(size_t bytes, cudaStream_t stream) {
   return place;
 }
 
-void Uploader::copy(void* to, const MappedFile& file, size_t from, size_t bytes,
-                    cudaStream_t stream) {
-  auto* target = static_cast<std::byte*>(to);
-  if (bytes <= kSlotBytes) return send(target, file, from, bytes, stream);
-  if (!readers_) readers_.emplace(std::min(available_cores(), kMaxReaders));
-  readers_->run(static_cast<int64_t>(bytes), kSlotBytes, [&](int64_t begin, int64_t end) {
-    make_current_quietly();
-    send(target + begin, file, from + static_cast<size_t>(begin), static_cast<size_t>(end - begin),
-         stream);
-  });
+void Uploader::copy(std::byte* to, std::shared_ptr<const MappedFile> file, size_t from,
+                    size_t bytes) {
+  if (bytes <= kSlotBytes) return send({to, std::move(file), from, bytes});
+  const size_t count = (bytes + kSlotBytes - 1) / kSlotBytes;
+  const auto most = static_cast<size_t>(std::min(available_cores(), kMaxReaders));
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (size_t done = 0; done < bytes; done += kSlotBytes)
+    pieces_.push_back({to + done, file, from + done, std::min(kSlotBytes, bytes - done)});
+  unfinished_ += count;
+  while (readers_.size() < std::min(unfinished_, most))
+    readers_.emplace_back([this] { read_pieces(); });
+  wake_.notify_all();
 }
 
-void Uploader::send(std::byte* to, const MappedFile& file, size_t from, size_t bytes,
-                    cudaStream_t stream) {
-  std::unique_ptr<Slot> slot = take();
+void Uploader::read_pieces() {
+  make_current_quietly();
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (true) {
+    wake_.wait(lock, [this] { return stopping_ || !pieces_.empty(); });
+    if (stopping_) return;
+    const Piece piece = std::move(pieces_.front());
+    pieces_.pop_front();
+    const bool failed = error_.has_value();
+    lock.unlock();
+    std::optional<Error> error;
+    try {
+      if (!failed) send(piece);
+    } catch (const Error& thrown) {
+      error = thrown;
+    } catch (const std::exception& thrown) {
+      error = Error(code::kInternal, thrown.what());
+    }
+    lock.lock();
+    if (!error_) error_ = std::move(error);
+    if (--unfinished_ == 0) idle_.notify_all();
+  }
+}
+
+void Uploader::send(const Piece& piece) {
+  std::unique_ptr<Slot> slot = take_slot();
   try {
     check(slot->sent.wait(), "upload");
-    file.read(from, slot->memory.data(), bytes);
-    check(cudaMemcpyAsync(to, slot->memory.data(), bytes, cudaMemcpyHostToDevice, stream),
+    piece.file->read(piece.from, slot->memory.data(), piece.bytes);
+    check(cudaMemcpyAsync(piece.to, slot->memory.data(), piece.bytes, cudaMemcpyHostToDevice,
+                          stream_),
           "upload");
-    slot->sent.record(stream);
+    slot->sent.record(stream_);
   } catch (...) {
     give_back(std::move(slot));
     throw;
@@ -129,9 +157,9 @@ void Uploader::send(std::byte* to, const MappedFile& file, size_t from, size_t b
 }
 
 // A slot that was sent, or else a new one, or else the one that will be sent first. There are more
-// slots than readers, so one is left.
-std::unique_ptr<Uploader::Slot> Uploader::take() {
-  const std::lock_guard<std::mutex> lock(mutex_);
+// slots than threads, so one is left.
+std::unique_ptr<Uploader::Slot> Uploader::take_slot() {
+  const std::lock_guard<std::mutex> lock(slots_mutex_);
   if (made_ < kMaxSlots && (slots_.empty() || !slots_.front()->sent.passed())) {
     auto slot = std::make_unique<Slot>();
     made_++;
@@ -143,8 +171,30 @@ std::unique_ptr<Uploader::Slot> Uploader::take() {
 }
 
 void Uploader::give_back(std::unique_ptr<Slot> slot) {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::lock_guard<std::mutex> lock(slots_mutex_);
   slots_.push_back(std::move(slot));
+}
+
+void Uploader::wait() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  idle_.wait(lock, [this] { return unfinished_ == 0; });
+}
+
+void Uploader::flush() {
+  wait();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (const auto error = std::exchange(error_, std::nullopt)) throw *error;
+}
+
+void Uploader::stop() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+    unfinished_ -= pieces_.size();
+    pieces_.clear();
+  }
+  wake_.notify_all();
+  for (std::thread& reader : std::exchange(readers_, {})) reader.join();
 }
 
 }  // namespace loza::cuda

@@ -5,16 +5,18 @@
 #include <cuda_runtime.h>
 
 #include <array>
+#include <condition_variable>
 #include <cstddef>
 #include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <thread>
 #include <vector>
 
+#include "core/error.h"
 #include "core/mapped_file.h"
-#include "core/parallel.h"
 
 namespace loza::cuda {
 
@@ -93,14 +95,25 @@ class WriteRing {
   size_t used_ = 0;
 };
 
-// Where weights leave from: threads fill slots from the file while other slots are on their way, in
+// Where weights leave from. Threads read pieces of files into slots and enqueue their transfers, in
 // any order, for the pieces do not overlap. Reading beats copying from the mapping: no page faults,
 // and no pages that stay mapped in. There are no more slots than were needed at once: a small model
-// pins little.
+// pins little. One thread calls.
 class Uploader {
  public:
-  // `from` is an offset in the file. At return, all was read and enqueued.
-  void copy(void* to, const MappedFile& file, size_t from, size_t bytes, cudaStream_t stream);
+  explicit Uploader(cudaStream_t stream) : stream_(stream) {}
+  ~Uploader() { stop(); }
+  Uploader(const Uploader&) = delete;
+  Uploader& operator=(const Uploader&) = delete;
+
+  // Bytes of the file from an offset on. What comes behind them on the stream calls `flush` first.
+  void copy(std::byte* to, std::shared_ptr<const MappedFile> file, size_t from, size_t bytes);
+  // Returns when every copy was enqueued, and throws if one could not be.
+  void flush();
+  // The same without the error, which the next flush throws.
+  void wait();
+  // Drops what was not read yet.
+  void stop();
 
  private:
   static constexpr size_t kSlotBytes = size_t{2} << 20;
@@ -111,15 +124,31 @@ class Uploader {
     Pinned memory{kSlotBytes};
     Event sent;
   };
+  struct Piece {
+    std::byte* to;
+    std::shared_ptr<const MappedFile> file;
+    size_t from;
+    size_t bytes;
+  };
 
-  void send(std::byte* to, const MappedFile& file, size_t from, size_t bytes, cudaStream_t stream);
-  std::unique_ptr<Slot> take();
+  void read_pieces();
+  void send(const Piece& piece);
+  std::unique_ptr<Slot> take_slot();
   void give_back(std::unique_ptr<Slot> slot);
 
-  std::mutex mutex_;
+  cudaStream_t stream_;
+  std::mutex slots_mutex_;
   std::deque<std::unique_ptr<Slot>> slots_;  // not being filled; the longest on its way first
   size_t made_ = 0;
-  std::optional<ThreadPool> readers_;
+
+  std::mutex mutex_;  // of what follows
+  std::condition_variable wake_;
+  std::condition_variable idle_;
+  std::deque<Piece> pieces_;
+  size_t unfinished_ = 0;  // pieces that are queued or being read
+  std::optional<Error> error_;
+  bool stopping_ = false;
+  std::vector<std::thread> readers_;
 };
 
 }  // namespace loza::cuda
