@@ -212,7 +212,7 @@ function makeArchive() {
   const format = ['--format=ustar', '--mode=u=rwX,go=rX'];
   tool('tar', [...fixed, ...format, '-C', parent, '-cf', plain, name]);
   // One thread: the bytes do not depend on the machine. --x86: jumps in programs repeat.
-  tool('xz', ['--force', '--threads=1', '--x86', '--lzma2=preset=9e,dict=64MiB', plain]);
+  tool('xz', ['--force', '--threads=1', '--x86', '--lzma2=preset=6', plain]);
   return `${plain}.xz`;
 }
 
