@@ -102,20 +102,62 @@ std::byte* WriteRing::reserve(size_t bytes, cudaStream_t stream) {
   return place;
 }
 
-void Uploader::copy(std::byte* to, std::shared_ptr<const MappedFile> file, size_t from,
+void Uploader::copy(std::byte* to, const std::shared_ptr<const MappedFile>& file, size_t from,
                     size_t bytes) {
-  if (bytes <= kSlotBytes) return send({to, std::move(file), from, bytes});
-  const size_t count = (bytes + kSlotBytes - 1) / kSlotBytes;
-  const auto most = static_cast<size_t>(std::min(available_cores(), kMaxReaders));
+  for (size_t done = 0; done < bytes;) {
+    const size_t part = std::min(kMaxSlotBytes, bytes - done);
+    auto transfer = std::make_shared<Transfer>(Transfer{.to = to + done,
+                                                        .file = file,
+                                                        .from = from + done,
+                                                        .bytes = part,
+                                                        .slot = take_slot(part),
+                                                        .unread = part});
+    enqueue(std::move(transfer));
+    done += part;
+  }
+}
+
+// A slot that was sent, or else a new one, or else the one that will be sent first.
+std::unique_ptr<Uploader::Slot> Uploader::take_slot(size_t bytes) {
+  std::unique_ptr<Slot> slot;
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const bool sent = !slots_.empty() && slots_.front()->sent.passed();
+    if (sent || made_ == kMaxSlots) {
+      idle_.wait(lock, [this] { return !slots_.empty(); });
+      slot = std::move(slots_.front());
+      slots_.pop_front();
+    } else {
+      made_++;
+    }
+  }
+  try {
+    if (slot != nullptr) check(slot->sent.wait(), "upload");
+    if (slot == nullptr || slot->bytes < bytes) {
+      slot.reset();
+      slot = std::make_unique<Slot>(std::max(std::bit_ceil(bytes), kMinSlotBytes));
+    }
+  } catch (...) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    made_--;
+    throw;
+  }
+  return slot;
+}
+
+void Uploader::enqueue(std::shared_ptr<Transfer> transfer) {
+  const size_t bytes = transfer->bytes;
   const std::lock_guard<std::mutex> lock(mutex_);
-  for (size_t done = 0; done < bytes; done += kSlotBytes)
-    pieces_.push_back({to + done, file, from + done, std::min(kSlotBytes, bytes - done)});
-  unfinished_ += count;
-  while (readers_.size() < std::min(unfinished_, most))
+  unsent_++;
+  for (size_t offset = 0; offset < bytes; offset += kPieceBytes)
+    pieces_.push_back({transfer, offset, std::min(kPieceBytes, bytes - offset)});
+  const auto most = static_cast<size_t>(std::min(available_cores(), kMaxReaders));
+  while (readers_.size() < std::min(pieces_.size(), most))
     readers_.emplace_back([this] { read_pieces(); });
   wake_.notify_all();
 }
 
+// The thread that reads a transfer's last piece sends it.
 void Uploader::read_pieces() {
   make_current_quietly();
   std::unique_lock<std::mutex> lock(mutex_);
@@ -124,60 +166,58 @@ void Uploader::read_pieces() {
     if (stopping_) return;
     const Piece piece = std::move(pieces_.front());
     pieces_.pop_front();
-    const bool failed = error_.has_value();
     lock.unlock();
-    std::optional<Error> error;
-    try {
-      if (!failed) send(piece);
-    } catch (const Error& thrown) {
-      error = thrown;
-    } catch (const std::exception& thrown) {
-      error = Error(code::kInternal, thrown.what());
-    }
+    std::optional<Error> error = read(piece);
     lock.lock();
+    Transfer& transfer = *piece.transfer;
+    transfer.failed |= error.has_value();
     if (!error_) error_ = std::move(error);
-    if (--unfinished_ == 0) idle_.notify_all();
+    transfer.unread -= piece.bytes;
+    if (transfer.unread > 0) continue;
+    lock.unlock();
+    send(transfer);
+    lock.lock();
   }
 }
 
-void Uploader::send(const Piece& piece) {
-  std::unique_ptr<Slot> slot = take_slot();
+std::optional<Error> Uploader::read(const Piece& piece) {
+  const Transfer& transfer = *piece.transfer;
   try {
-    check(slot->sent.wait(), "upload");
-    piece.file->read(piece.from, slot->memory.data(), piece.bytes);
-    check(cudaMemcpyAsync(piece.to, slot->memory.data(), piece.bytes, cudaMemcpyHostToDevice,
-                          stream_),
-          "upload");
-    slot->sent.record(stream_);
-  } catch (...) {
-    give_back(std::move(slot));
-    throw;
+    transfer.file->read(transfer.from + piece.offset, transfer.slot->memory.data() + piece.offset,
+                        piece.bytes);
+    return std::nullopt;
+  } catch (const Error& error) {
+    return error;
+  } catch (const std::exception& error) {
+    return Error(code::kInternal, error.what());
   }
-  give_back(std::move(slot));
 }
 
-// A slot that was sent, or else a new one, or else the one that will be sent first. There are more
-// slots than threads, so one is left.
-std::unique_ptr<Uploader::Slot> Uploader::take_slot() {
-  const std::lock_guard<std::mutex> lock(slots_mutex_);
-  if (made_ < kMaxSlots && (slots_.empty() || !slots_.front()->sent.passed())) {
-    auto slot = std::make_unique<Slot>();
-    made_++;
-    return slot;
+void Uploader::send(Transfer& transfer) {
+  std::optional<Error> error;
+  try {
+    if (!transfer.failed) {
+      check(cudaMemcpyAsync(transfer.to, transfer.slot->memory.data(), transfer.bytes,
+                            cudaMemcpyHostToDevice, stream_),
+            "upload");
+      transfer.slot->sent.record(stream_);
+    }
+  } catch (const Error& thrown) {
+    error = thrown;
   }
-  std::unique_ptr<Slot> slot = std::move(slots_.front());
-  slots_.pop_front();
-  return slot;
-}
-
-void Uploader::give_back(std::unique_ptr<Slot> slot) {
-  const std::lock_guard<std::mutex> lock(slots_mutex_);
-  slots_.push_back(std::move(slot));
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!error_) error_ = std::move(error);
+    transfer.file.reset();
+    slots_.push_back(std::move(transfer.slot));
+    unsent_--;
+  }
+  idle_.notify_all();
 }
 
 void Uploader::wait() {
   std::unique_lock<std::mutex> lock(mutex_);
-  idle_.wait(lock, [this] { return unfinished_ == 0; });
+  idle_.wait(lock, [this] { return unsent_ == 0; });
 }
 
 void Uploader::flush() {
@@ -190,7 +230,6 @@ void Uploader::stop() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
-    unfinished_ -= pieces_.size();
     pieces_.clear();
   }
   wake_.notify_all();

@@ -95,10 +95,10 @@ class WriteRing {
   size_t used_ = 0;
 };
 
-// Where weights leave from. Threads read pieces of files into slots and enqueue their transfers, in
-// any order, for the pieces do not overlap. Reading beats copying from the mapping: no page faults,
-// and no pages that stay mapped in. There are no more slots than were needed at once: a small model
-// pins little. One thread calls.
+// Where weights leave from. Threads fill a slot together from the file while others are on their way.
+// Reading beats copying from the mapping: no page faults, and no pages that stay mapped in. Slots are
+// large, because each transfer costs some 80 us of driver calls, but made as they are needed: a small
+// model pins little. One thread calls.
 class Uploader {
  public:
   explicit Uploader(cudaStream_t stream) : stream_(stream) {}
@@ -107,7 +107,9 @@ class Uploader {
   Uploader& operator=(const Uploader&) = delete;
 
   // Bytes of the file from an offset on. What comes behind them on the stream calls `flush` first.
-  void copy(std::byte* to, std::shared_ptr<const MappedFile> file, size_t from, size_t bytes);
+  // Waits for a slot, no longer.
+  void copy(std::byte* to, const std::shared_ptr<const MappedFile>& file, size_t from,
+            size_t bytes);
   // Returns when every copy was enqueued, and throws if one could not be.
   void flush();
   // The same without the error, which the next flush throws.
@@ -116,36 +118,48 @@ class Uploader {
   void stop();
 
  private:
-  static constexpr size_t kSlotBytes = size_t{2} << 20;
-  static constexpr size_t kMaxSlots = 32;
+  static constexpr size_t kMinSlotBytes = size_t{2} << 20;
+  static constexpr size_t kMaxSlotBytes = size_t{16} << 20;
+  static constexpr size_t kPieceBytes = size_t{1} << 20;
+  static constexpr size_t kMaxSlots = 4;
   static constexpr int kMaxReaders = 16;
 
   struct Slot {
-    Pinned memory{kSlotBytes};
+    explicit Slot(size_t bytes) : memory(bytes), bytes(bytes) {}
+    Pinned memory;
+    size_t bytes;
     Event sent;
   };
-  struct Piece {
+  // What one slot takes.
+  struct Transfer {
     std::byte* to;
     std::shared_ptr<const MappedFile> file;
     size_t from;
     size_t bytes;
+    std::unique_ptr<Slot> slot;
+    size_t unread = 0;    // bytes
+    bool failed = false;  // some could not be read
+  };
+  struct Piece {
+    std::shared_ptr<Transfer> transfer;
+    size_t offset;
+    size_t bytes;
   };
 
+  std::unique_ptr<Slot> take_slot(size_t bytes);
+  void enqueue(std::shared_ptr<Transfer> transfer);
   void read_pieces();
-  void send(const Piece& piece);
-  std::unique_ptr<Slot> take_slot();
-  void give_back(std::unique_ptr<Slot> slot);
+  std::optional<Error> read(const Piece& piece);
+  void send(Transfer& transfer);
 
   cudaStream_t stream_;
-  std::mutex slots_mutex_;
-  std::deque<std::unique_ptr<Slot>> slots_;  // not being filled; the longest on its way first
-  size_t made_ = 0;
-
-  std::mutex mutex_;  // of what follows
+  std::mutex mutex_;
   std::condition_variable wake_;
   std::condition_variable idle_;
+  std::deque<std::unique_ptr<Slot>> slots_;  // not being filled; the longest on its way first
+  size_t made_ = 0;
   std::deque<Piece> pieces_;
-  size_t unfinished_ = 0;  // pieces that are queued or being read
+  size_t unsent_ = 0;  // transfers
   std::optional<Error> error_;
   bool stopping_ = false;
   std::vector<std::thread> readers_;
