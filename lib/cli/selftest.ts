@@ -107,9 +107,9 @@ function chooseActivations(
   dtype: NonNullable<LoadFlags['dtype']>,
 ): readonly ('f32' | 'bf16')[] {
   const types = activationTypes[kind];
-  const wanted = types.filter((type) => type === (dtype === 'float32' ? 'f32' : 'bf16'));
   if (dtype === 'auto') return types;
-  if (wanted.length > 0) return wanted;
+  const wanted = dtype === 'float32' ? 'f32' : 'bf16';
+  if (types.includes(wanted)) return [wanted];
   throw usageError(`activations on ${kind} are not ${dtype}`, 'Leave --dtype out');
 }
 

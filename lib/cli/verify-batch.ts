@@ -42,6 +42,7 @@ export async function verifyBatches(
   { batches, margin }: { batches: readonly number[]; margin: number },
   context: Context,
 ): Promise<BatchVerdict[]> {
+  if (batches.length === 0) return [];
   const wanted = prompts.filter(({ greedy }) => greedy.length > 0);
   const run = (decodeGraphs: boolean) => {
     const more = { decodeGraphs, maxSequences: Math.max(...batches) };

@@ -109,16 +109,8 @@ async function verify(dir: string, flags: VerifyFlags, context: Context): Promis
   const { device, dtype, limits, verdicts } = await withModel(dir, options, context, (model) =>
     checkPrompts(model, prompts, flags, context),
   );
-  const batches =
-    flags.batch.length === 0
-      ? []
-      : await verifyBatches(
-          dir,
-          options,
-          prompts,
-          { batches: flags.batch, margin: limits.margin },
-          context,
-        );
+  const wanted = { batches: flags.batch, margin: limits.margin };
+  const batches = await verifyBatches(dir, options, prompts, wanted, context);
   const failed = verdicts.filter(({ passed }) => !passed).length;
   const passed = failed === 0 && batches.every((batch) => batch.passed);
   if (context.json) {
