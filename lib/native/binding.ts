@@ -36,6 +36,7 @@ export type NativeGraph = object;
 
 /** The operations, in the argument order of their params structs in native/ops. */
 export type NativeOperation =
+  | 'AbsorbQuery'
   | 'AttentionDecode'
   | 'AttentionPrefill'
   | 'Cast'

@@ -1,3 +1,4 @@
+import { absorbQuery } from './cases/absorb-query';
 import { attentionDecode } from './cases/attention-decode';
 import { attentionPrefill } from './cases/attention-prefill';
 import { cast } from './cases/cast';
@@ -30,6 +31,7 @@ export const operations: readonly AnyOperation[] = [
   latentStore,
   linear,
   headLinear,
+  absorbQuery,
   attentionPrefill,
   attentionDecode,
   route,

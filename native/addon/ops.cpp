@@ -72,6 +72,9 @@ class Arguments {
   StreamWrap* stream_ = nullptr;
 };
 
+void read(Arguments& a, AbsorbQueryParams& p) {
+  p.out = a.tensor(), p.q = a.tensor(), p.weight = a.tensor(), p.rope_table = a.tensor();
+}
 void read(Arguments& a, AttentionDecodeParams& p) {
   p.out = a.tensor(), p.q = a.tensor(), p.cache = a.tensor(), p.block_table = a.tensor();
   p.first_local = a.tensor(), p.query_starts = a.tensor(), p.positions = a.tensor();
@@ -111,6 +114,8 @@ void read(Arguments& a, HeadLinearParams& p) {
 void read(Arguments& a, LatentStoreParams& p) {
   p.cache = a.tensor(), p.kv = a.tensor(), p.weight = a.tensor(), p.rope_table = a.tensor();
   p.slots = a.tensor(), p.eps = a.number(), p.scale = a.number();
+  p.query = a.optional_tensor(), p.query_weight = a.optional_tensor();
+  p.query_scale = a.number();
 }
 void read(Arguments& a, LinearParams& p) {
   p.out = a.tensor(), p.x = a.tensor(), p.weight = a.tensor(), p.scale = a.optional_tensor();
@@ -120,7 +125,9 @@ void read(Arguments& a, RmsNormParams& p) {
   p.out = a.tensor(), p.x = a.tensor(), p.weight = a.tensor();
   p.eps = a.number(), p.scale = a.number();
 }
-void read(Arguments& a, RopeParams& p) { p.x = a.tensor(), p.table = a.tensor(); }
+void read(Arguments& a, RopeParams& p) {
+  p.out = a.tensor(), p.x = a.tensor(), p.table = a.tensor();
+}
 void read(Arguments& a, RopeTableParams& p) {
   p.table = a.tensor(), p.positions = a.tensor(), p.inverse_frequencies = a.tensor();
   p.attention_scale = a.number(), p.exact_angles = a.boolean();

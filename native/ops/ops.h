@@ -4,6 +4,7 @@
 // residual stream is f32 on every backend: it sums up all layers.
 #pragma once
 
+#include "ops/absorb_query/absorb_query.h"
 #include "ops/attention/attention.h"
 #include "ops/cast/cast.h"
 #include "ops/clock/clock.h"
@@ -24,6 +25,7 @@
 
 // The list of operations, one line each; a backend that lacks one does not link.
 #define LOZA_FOR_EACH_OP(X) \
+  X(AbsorbQuery)            \
   X(AttentionDecode)        \
   X(AttentionPrefill)       \
   X(Cast)                   \

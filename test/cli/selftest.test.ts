@@ -48,14 +48,14 @@ describe('a failing case', () => {
     ...swiglu,
     cases: swiglu.cases.slice(0, 3),
     reference: (c: (typeof swiglu.cases)[number], host: ReturnType<typeof swiglu.inputs>) => {
-      const { fused } = swiglu.reference(c, host);
-      return { fused: fused!.map((value, i) => (i === 1 && c.rows === 5 ? value + 0.5 : value)) };
+      const { out } = swiglu.reference(c, host);
+      return { out: out!.map((value, i) => (i === 1 && c.rows === 5 ? value + 0.5 : value)) };
     },
   };
 
   test('is reported with its first bad value', async () => {
     const { failures, relativeError } = await runCase(lab, wrong, wrong.cases[1]!);
-    expect(failures).toEqual([expect.stringMatching(/^fused: first bad value at \[0, 1\]: /)]);
+    expect(failures).toEqual([expect.stringMatching(/^out: first bad value at \[0, 1\]: /)]);
     expect(relativeError).toBeGreaterThan(1e-3);
   });
 
@@ -70,12 +70,12 @@ describe('a failing case', () => {
       ...(swiglu as AnyOperation),
       cases: swiglu.cases.slice(0, 2),
       skip: ({ name }) => (name === 'one value' ? 'too small' : undefined),
-      run: (ops) => ({ out: ops.swiglu(ops.activation(2, 8), ops.activation(2, 7)) }),
+      run: (ops) => ({ out: ops.rmsNorm(ops.activation(2, 8), ops.float(7), 1e-5) }),
     };
     const { skipped, failures } = await runOperation(lab, throwing);
     expect(skipped).toEqual([{ case: 'one value', reason: 'too small' }]);
     expect(failures).toEqual([
-      { case: 'an odd width', message: expect.stringMatching(/^ERR_LOZA_INTERNAL: swiglu up/) },
+      { case: 'an odd width', message: expect.stringMatching(/^ERR_LOZA_INTERNAL: rms_norm weight/) },
     ]);
   });
 });
