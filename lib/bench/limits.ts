@@ -147,6 +147,12 @@ const allBytes = (args: readonly Argument[]): number =>
 
 type CallWork = (args: readonly Argument[], facts: StepFacts) => Work;
 
+/** One matrix a head: [out, x, weight, more that is read]. */
+const headWork: CallWork = (args) => {
+  const [, x, weight] = args as [Tensor, Tensor, Tensor];
+  return { bytes: allBytes(args), flops: 2 * x.dim(0) * weight.elements };
+};
+
 /** One function a kind of operation, by its arguments in the order of its params struct. */
 const workOf: Partial<Record<NativeOperation, CallWork>> = {
   Linear: (args) => {
@@ -156,10 +162,8 @@ const workOf: Partial<Record<NativeOperation, CallWork>> = {
     const fp8 = weight.dtype === 'f8e4m3';
     return { ...linearWork({ rows, n, k, ...sizes, accumulate }), fp8 };
   },
-  HeadLinear: (args) => {
-    const [out, x, weight] = args as [Tensor, Tensor, Tensor];
-    return { bytes: out.bytes + x.bytes + weight.bytes, flops: 2 * x.dim(0) * weight.elements };
-  },
+  HeadLinear: headWork,
+  AbsorbQuery: headWork,
   GroupedLinear: (args, { realExperts }) => {
     const [out, x, weight] = args as [Tensor, Tensor, Tensor];
     const [experts, n, k] = [weight.dim(0), weight.dim(1), weight.dim(2)];
@@ -183,7 +187,9 @@ const workOf: Partial<Record<NativeOperation, CallWork>> = {
   LatentStore: (args) => {
     const [cache, kv, weight, table, slots] = args as [Tensor, Tensor, Tensor, Tensor, Tensor];
     const written = kv.elements * elementOf(cache);
-    return { bytes: written + kv.bytes + weight.bytes + table.bytes + slots.bytes, flops: 0 };
+    const query = 2 * bytesOf(args[7]) + bytesOf(args[8]);
+    const read = kv.bytes + weight.bytes + table.bytes + slots.bytes;
+    return { bytes: written + read + query, flops: 0 };
   },
   Rope: (args) => {
     const tensors = args.filter(isTensor);
