@@ -139,6 +139,9 @@ export interface StepFacts {
 }
 
 const isTensor = (argument: Argument): argument is Tensor => typeof argument === 'object';
+/** The tensors of a rank: operations may get optional ones between. */
+const tensorsOf = (args: readonly Argument[], rank: number): Tensor[] =>
+  args.filter(isTensor).filter(({ shape }) => shape.length === rank);
 const bytesOf = (argument: Argument): number => (isTensor(argument) ? argument.bytes : 0);
 const elementOf = (argument: Argument): number =>
   isTensor(argument) ? bytesPerElement[argument.dtype] : 0;
@@ -146,6 +149,12 @@ const allBytes = (args: readonly Argument[]): number =>
   args.reduce<number>((sum, argument) => sum + bytesOf(argument), 0);
 
 type CallWork = (args: readonly Argument[], facts: StepFacts) => Work;
+
+/** One matrix a head: [out, x, weight, more that is read]. */
+const headWork: CallWork = (args) => {
+  const [, x, weight] = args as [Tensor, Tensor, Tensor];
+  return { bytes: allBytes(args), flops: 2 * x.dim(0) * weight.elements };
+};
 
 /** One function a kind of operation, by its arguments in the order of its params struct. */
 const workOf: Partial<Record<NativeOperation, CallWork>> = {
@@ -156,10 +165,8 @@ const workOf: Partial<Record<NativeOperation, CallWork>> = {
     const fp8 = weight.dtype === 'f8e4m3';
     return { ...linearWork({ rows, n, k, ...sizes, accumulate }), fp8 };
   },
-  HeadLinear: (args) => {
-    const [out, x, weight] = args as [Tensor, Tensor, Tensor];
-    return { bytes: out.bytes + x.bytes + weight.bytes, flops: 2 * x.dim(0) * weight.elements };
-  },
+  HeadLinear: headWork,
+  AbsorbQuery: headWork,
   GroupedLinear: (args, { realExperts }) => {
     const [out, x, weight] = args as [Tensor, Tensor, Tensor];
     const [experts, n, k] = [weight.dim(0), weight.dim(1), weight.dim(2)];
@@ -183,17 +190,20 @@ const workOf: Partial<Record<NativeOperation, CallWork>> = {
   LatentStore: (args) => {
     const [cache, kv, weight, table, slots] = args as [Tensor, Tensor, Tensor, Tensor, Tensor];
     const written = kv.elements * elementOf(cache);
-    return { bytes: written + kv.bytes + weight.bytes + table.bytes + slots.bytes, flops: 0 };
+    const query = 2 * bytesOf(args[7]) + bytesOf(args[8]);
+    const read = kv.bytes + weight.bytes + table.bytes + slots.bytes;
+    return { bytes: written + read + query, flops: 0 };
   },
   Rope: (args) => {
     const tensors = args.filter(isTensor);
     return { bytes: 2 * bytesOf(tensors[0]) + bytesOf(tensors.at(-1)), flops: 0 };
   },
   AttentionDecode: (args, { count, position }) => {
-    const [out, q, cache] = args as [Tensor, Tensor, Tensor];
+    const [out, q] = tensorsOf(args, 3) as [Tensor, Tensor];
     const [sinkBlocks, localBlocks] = args.slice(-2) as [number, number];
     const range = { sinkBlocks, localBlocks };
     const [rows, heads, latent] = [q.dim(0), q.dim(1), out.dim(2)];
+    const cache = tensorsOf(args, 2).find((tensor) => tensor.dim(1) === q.dim(2)) as Tensor;
     return decodeWork({
       ...{ rows, heads, latent, rope: q.dim(2) - latent },
       keys: (rows / count) * keysSeen(position, position + count - 1, range),
@@ -203,7 +213,8 @@ const workOf: Partial<Record<NativeOperation, CallWork>> = {
     });
   },
   AttentionPrefill: (args, { count, position }) => {
-    const [out, , q, kv, kRope] = args as [Tensor, Tensor, Tensor, Tensor, Tensor];
+    const [out, q, kv] = tensorsOf(args, 3) as [Tensor, Tensor, Tensor];
+    const kRope = tensorsOf(args.slice(args.indexOf(kv)), 2)[0] as Tensor;
     const [sinkBlocks, localBlocks] = args.slice(-2) as [number, number];
     const range = { sinkBlocks, localBlocks };
     const [rows, heads, keys] = [q.dim(0), q.dim(1), kv.dim(0)];
@@ -232,13 +243,11 @@ export function callWork(
 /** The shapes that tell calls of one operation apart. */
 export function callShape(operation: NativeOperation, args: readonly Argument[]): string {
   const shape = (tensor: Tensor | undefined): string => tensor?.shape.join('×') ?? '';
-  const tensors = args.filter(isTensor);
-  const [first, second, third] = tensors;
   if (operation === 'AttentionDecode' || operation === 'AttentionPrefill') {
     const streams = (args.at(-1) as number) < fullRange.localBlocks;
-    const q = operation === 'AttentionPrefill' ? third : second;
-    return `${streams ? 'streaming' : 'full'}, q ${shape(q)}`;
+    return `${streams ? 'streaming' : 'full'}, q ${shape(tensorsOf(args, 3)[1])}`;
   }
+  const [first, second, third] = args.filter(isTensor);
   if (!operation.endsWith('Linear')) return shape(first);
   return `${shape(second)} · ${shape(third)} ${third?.dtype ?? ''}`;
 }

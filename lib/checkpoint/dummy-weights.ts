@@ -1,9 +1,16 @@
 import type { Device } from '../native/device';
-import type { Ops, Weight } from '../native/ops';
-import { bytesPerElement, rowMajor, type DType, type Tensor } from '../native/tensor';
+import type { Joined, Ops, Weight } from '../native/ops';
+import { bytesPerElement, type DType, type Tensor } from '../native/tensor';
 import type { Config } from './config';
 import type { TensorEntry } from './safetensors';
-import { placeholder, scaleBlock, scaleSuffix, type Copy, type WeightSource } from './weights';
+import {
+  placeholder,
+  scaleBlock,
+  scaleSuffix,
+  type Copy,
+  type MatrixName,
+  type WeightSource,
+} from './weights';
 
 /** Which dtypes a model's weights would have, were they published. */
 interface DummyDtypes {
@@ -57,6 +64,14 @@ export class DummyList implements WeightSource {
     return { tensor: placeholder('f32', [names.length, rows, columns]) };
   }
 
+  joined(parts: readonly MatrixName[], columns: number): Joined {
+    return parts.map(({ name, rows }) => this.matrix(name, rows, columns));
+  }
+
+  joinedStack(names: readonly (readonly string[])[], rows: number, columns: number): Joined {
+    return names.map((stack) => this.stack(stack, rows, columns));
+  }
+
   plainMatrix(name: string, rows: number, columns: number): Tensor {
     return this.matrix(name, rows, columns).tensor;
   }
@@ -98,19 +113,38 @@ export class DummyLoader implements WeightSource {
   finish(): void {}
 
   matrix(name: string, rows: number, columns: number): Weight {
-    return this.make([name], [rows, columns]);
+    return this.make([{ name, rows }], [rows, columns]);
   }
 
   exactMatrix(name: string, rows: number, columns: number): Weight {
-    return { tensor: this.random([name], this.dtypes.router, [rows, columns]) };
+    return { tensor: this.random([{ name, rows }], this.dtypes.router, [rows, columns]) };
   }
 
   stack(names: readonly string[], rows: number, columns: number): Weight {
-    return this.make(names, [names.length, rows, columns]);
+    const parts = names.map((name) => ({ name, rows }));
+    return this.make(parts, [names.length, rows, columns]);
+  }
+
+  joined(parts: readonly MatrixName[], columns: number): Joined {
+    if (!this.joinable(parts)) {
+      return parts.map(({ name, rows }) => this.matrix(name, rows, columns));
+    }
+    return [this.make(parts, [parts.reduce((sum, { rows }) => sum + rows, 0), columns])];
+  }
+
+  joinedStack(names: readonly (readonly string[])[], rows: number, columns: number): Joined {
+    const experts = names[0]?.length ?? 0;
+    const byExpert = Array.from({ length: experts }, (_, e) =>
+      names.map((stack) => ({ name: stack[e] ?? '', rows })),
+    );
+    if (!byExpert.every((parts) => this.joinable(parts))) {
+      return names.map((stack) => this.stack(stack, rows, columns));
+    }
+    return [this.make(byExpert.flat(), [experts, names.length * rows, columns])];
   }
 
   plainMatrix(name: string, rows: number, columns: number): Tensor {
-    return this.random([name], 'bf16', [rows, columns]);
+    return this.random([{ name, rows }], 'bf16', [rows, columns]);
   }
 
   vector(_name: string, size: number): Tensor {
@@ -121,31 +155,40 @@ export class DummyLoader implements WeightSource {
     return this.constant('f32', [size], 0);
   }
 
-  private make(names: readonly string[], shape: readonly number[]): Weight {
-    if (!isQuantised(names[0] ?? '', this.dtypes)) {
-      return { tensor: this.random(names, 'bf16', shape) };
+  /** Whether no block of scales would span two of the matrices. */
+  private joinable(parts: readonly MatrixName[]): boolean {
+    return parts
+      .slice(0, -1)
+      .every(({ name, rows }) => !isQuantised(name, this.dtypes) || rows % scaleBlock === 0);
+  }
+
+  private make(parts: readonly MatrixName[], shape: readonly number[]): Weight {
+    if (!isQuantised(parts[0]?.name ?? '', this.dtypes)) {
+      return { tensor: this.random(parts, 'bf16', shape) };
     }
     const scale = 1 / (f8Deviation * Math.sqrt(shape.at(-1) ?? 1));
     return {
-      tensor: this.random(names, 'f8e4m3', shape),
+      tensor: this.random(parts, 'f8e4m3', shape),
       scale: this.constant('f32', scaleShape(shape), scale),
     };
   }
 
-  /** One matrix a name, one after the other. */
-  private random(names: readonly string[], dtype: DType, shape: readonly number[]): Tensor {
+  /** Matrices one below the other, each decided by its own name. */
+  private random(parts: readonly MatrixName[], dtype: DType, shape: readonly number[]): Tensor {
     const whole = this.device.allocate(dtype, shape, 'weights');
-    const matrix = shape.slice(-2);
-    const elements = matrix.reduce((product, extent) => product * extent, 1);
-    const deviation = dtype === 'f8e4m3' ? f8Deviation : 1 / Math.sqrt(shape.at(-1) ?? 1);
-    names.forEach((name, i) => {
+    const columns = shape.at(-1) ?? 1;
+    const deviation = dtype === 'f8e4m3' ? f8Deviation : 1 / Math.sqrt(columns);
+    let offset = 0;
+    for (const { name, rows } of parts) {
+      const from = offset;
       const run = () => {
-        const part = whole.view(dtype, matrix, rowMajor(matrix), i * elements);
+        const part = whole.view(dtype, [rows, columns], [columns, 1], from);
         this.ops.fillRandom(part, seedOf(this.seed, name), deviation);
         this.device.release(part);
       };
-      this.copies.push({ bytes: elements * bytesPerElement[dtype], run });
-    });
+      this.copies.push({ bytes: rows * columns * bytesPerElement[dtype], run });
+      offset += rows * columns;
+    }
     return whole;
   }
 

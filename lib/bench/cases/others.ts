@@ -48,6 +48,7 @@ export function otherCases(sizes: Sizes): KernelCase[] {
   const others = [
     ...tokenCases(shape),
     ...attentionCases(shape),
+    ...headCases(shape),
     ...expertCases(shape),
     ...samples(shape),
   ];
@@ -104,8 +105,8 @@ function tokenCases({ tokens, hidden, inner, queryRank, vocabulary }: Shape): Ot
       bytes: (element) => tokens * inner * 3 * element,
       prepare: (bench, ops) => ({
         make: () => {
-          const [gate, up] = [bench.activations(tokens, inner), bench.activations(tokens, inner)];
-          return () => [ops.swiglu(gate, up)];
+          const gateUp = bench.activations(tokens, 2 * inner);
+          return () => [ops.swiglu(gateUp)];
         },
       }),
     },
@@ -127,29 +128,7 @@ function tokenCases({ tokens, hidden, inner, queryRank, vocabulary }: Shape): Ot
 }
 
 function attentionCases({ tokens, heads }: Shape): Other[] {
-  const [nope, value] = [128, 128];
-  // Views of kv_b_proj, as the model takes them.
-  const perHead = (nope + value) * latent;
-  const up = { n: latent, k: nope, strides: [perHead, 1, latent], offset: 0 };
-  const down = { n: value, k: latent, strides: [perHead, latent, 1], offset: nope * latent };
-  const head = (name: string, { n, k, strides, offset }: typeof up): Other => ({
-    name,
-    bytes: (element) => tokens * heads * (n + k) * element + heads * n * k * 2,
-    flops: 2 * tokens * heads * n * k,
-    prepare: (bench, ops) => {
-      const expand = bench.weight('bf16', heads * (nope + value), latent).tensor;
-      const weight = expand.view('bf16', [heads, n, k], strides, offset);
-      const make = () => {
-        const x = bench.activations(tokens, heads, k);
-        return () => {
-          const out = ops.activation(tokens, heads, n);
-          ops.headLinear(out, x, weight);
-          return [out];
-        };
-      };
-      return { make };
-    },
-  });
+  const nope = 128;
   return [
     {
       name: 'latent_store, 512 + 64 wide',
@@ -184,6 +163,49 @@ function attentionCases({ tokens, heads }: Shape): Other[] {
             ops.rope(rotated, table);
             return [q];
           };
+        };
+        return { make };
+      },
+    },
+  ];
+}
+
+/** Products a head, with views of kv_b_proj as the model takes them. */
+function headCases({ tokens, heads }: Shape): Other[] {
+  const [nope, value] = [128, 128];
+  const perHead = (nope + value) * latent;
+  const up = { n: latent, k: nope, strides: [perHead, 1, latent], offset: 0 };
+  const down = { n: value, k: latent, strides: [perHead, latent, 1], offset: nope * latent };
+  const head = (name: string, { n, k, strides, offset }: typeof up): Other => ({
+    name,
+    bytes: (element) => tokens * heads * (n + k) * element + heads * n * k * 2,
+    flops: 2 * tokens * heads * n * k,
+    prepare: (bench, ops) => {
+      const expand = bench.weight('bf16', heads * (nope + value), latent).tensor;
+      const weight = expand.view('bf16', [heads, n, k], strides, offset);
+      const make = () => {
+        const x = bench.activations(tokens, heads, k);
+        return () => {
+          const out = ops.activation(tokens, heads, n);
+          ops.headLinear(out, x, weight);
+          return [out];
+        };
+      };
+      return { make };
+    },
+  });
+  return [
+    {
+      name: 'absorb_query, 64 heads, 128 → 512 and rope',
+      bytes: (element) => tokens * heads * (nope + latent + 2 * rope) * element + tokens * rope * 4,
+      flops: 2 * tokens * heads * nope * latent,
+      prepare: (bench, ops) => {
+        const expand = bench.weight('bf16', heads * (nope + value), latent).tensor;
+        const weight = expand.view('bf16', [heads, latent, nope], up.strides, up.offset);
+        const table = bench.normal('f32', [tokens, rope]);
+        const make = () => {
+          const q = bench.activations(tokens, heads, nope + rope);
+          return () => [ops.absorbQuery(q, weight, table)];
         };
         return { make };
       },
