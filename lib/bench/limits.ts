@@ -139,6 +139,9 @@ export interface StepFacts {
 }
 
 const isTensor = (argument: Argument): argument is Tensor => typeof argument === 'object';
+/** The tensors of a rank: operations may get optional ones between. */
+const tensorsOf = (args: readonly Argument[], rank: number): Tensor[] =>
+  args.filter(isTensor).filter(({ shape }) => shape.length === rank);
 const bytesOf = (argument: Argument): number => (isTensor(argument) ? argument.bytes : 0);
 const elementOf = (argument: Argument): number =>
   isTensor(argument) ? bytesPerElement[argument.dtype] : 0;
@@ -190,10 +193,11 @@ const workOf: Partial<Record<NativeOperation, CallWork>> = {
     return { bytes: 2 * bytesOf(tensors[0]) + bytesOf(tensors.at(-1)), flops: 0 };
   },
   AttentionDecode: (args, { count, position }) => {
-    const [out, q, cache] = args as [Tensor, Tensor, Tensor];
+    const [out, q] = tensorsOf(args, 3) as [Tensor, Tensor];
     const [sinkBlocks, localBlocks] = args.slice(-2) as [number, number];
     const range = { sinkBlocks, localBlocks };
     const [rows, heads, latent] = [q.dim(0), q.dim(1), out.dim(2)];
+    const cache = tensorsOf(args, 2).find((tensor) => tensor.dim(1) === q.dim(2)) as Tensor;
     return decodeWork({
       ...{ rows, heads, latent, rope: q.dim(2) - latent },
       keys: (rows / count) * keysSeen(position, position + count - 1, range),
@@ -203,7 +207,8 @@ const workOf: Partial<Record<NativeOperation, CallWork>> = {
     });
   },
   AttentionPrefill: (args, { count, position }) => {
-    const [out, , q, kv, kRope] = args as [Tensor, Tensor, Tensor, Tensor, Tensor];
+    const [out, q, kv] = tensorsOf(args, 3) as [Tensor, Tensor, Tensor];
+    const kRope = tensorsOf(args.slice(args.indexOf(kv)), 2)[0] as Tensor;
     const [sinkBlocks, localBlocks] = args.slice(-2) as [number, number];
     const range = { sinkBlocks, localBlocks };
     const [rows, heads, keys] = [q.dim(0), q.dim(1), kv.dim(0)];
@@ -232,13 +237,11 @@ export function callWork(
 /** The shapes that tell calls of one operation apart. */
 export function callShape(operation: NativeOperation, args: readonly Argument[]): string {
   const shape = (tensor: Tensor | undefined): string => tensor?.shape.join('×') ?? '';
-  const tensors = args.filter(isTensor);
-  const [first, second, third] = tensors;
   if (operation === 'AttentionDecode' || operation === 'AttentionPrefill') {
     const streams = (args.at(-1) as number) < fullRange.localBlocks;
-    const q = operation === 'AttentionPrefill' ? third : second;
-    return `${streams ? 'streaming' : 'full'}, q ${shape(q)}`;
+    return `${streams ? 'streaming' : 'full'}, q ${shape(tensorsOf(args, 3)[1])}`;
   }
+  const [first, second, third] = args.filter(isTensor);
   if (!operation.endsWith('Linear')) return shape(first);
   return `${shape(second)} · ${shape(third)} ${third?.dtype ?? ''}`;
 }

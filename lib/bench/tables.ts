@@ -54,13 +54,26 @@ function cells(row: KernelRow): string[] {
   ];
 }
 
-/** What the cases would take on an H20 at its published limits: nothing was measured. */
+/** What a case would take on an H20 at its published limits: nothing was measured. */
+export interface Prediction {
+  table: string;
+  name: string;
+  predictedMicroseconds: number;
+  bound: 'bytes' | 'FLOPs';
+}
+
+export function predict(cases: readonly KernelCase[]): Prediction[] {
+  return cases.map(({ table, name, work }) => {
+    const { seconds, bound } = roofline(work(2), h20);
+    return { table, name, predictedMicroseconds: seconds * 1e6, bound };
+  });
+}
+
 export function describePredictions(cases: readonly KernelCase[]): string {
   const titles = ['case', 'predicted µs', 'bound'];
-  const tables = groupByTable(cases).map(([table, group]) => {
-    const lines = group.map((c) => {
-      const { seconds, bound } = roofline(c.work(2), h20);
-      return [c.name, showMicroseconds(seconds * 1e6), bound];
+  const tables = groupByTable(predict(cases)).map(([table, group]) => {
+    const lines = group.map(({ name, predictedMicroseconds, bound }) => {
+      return [name, showMicroseconds(predictedMicroseconds), bound];
     });
     return `### ${table}\n\n${markdownTable([titles, ['---', '---:', '---'], ...lines])}`;
   });

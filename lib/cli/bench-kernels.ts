@@ -4,7 +4,8 @@ import { fullSizes, smallSizes, type KernelCase } from '../bench/kernel-case';
 import { kernelCases, runKernels } from '../bench/kernels';
 import { readProvenance } from '../bench/provenance';
 import { leastEffort, usualEffort } from '../bench/stopwatch';
-import { describeKernels, describePredictions } from '../bench/tables';
+import { describeKernels, describePredictions, predict } from '../bench/tables';
+import { h20 } from '../bench/limits';
 import { readBuildInfo } from './build-info';
 import { BadResult, type Context } from './context';
 import { chooseKind, parseRegex } from './selftest';
@@ -51,7 +52,9 @@ async function benchKernels(flags: KernelFlags, context: Context): Promise<void>
   const sizes = flags.small ? smallSizes : fullSizes;
   const cases = chooseCases(kernelCases(sizes), flags.case);
   if (flags.gpu !== undefined) {
-    context.print(describePredictions(cases));
+    if (context.json)
+      context.printJson({ gpu: flags.gpu, limits: h20, predictions: predict(cases) });
+    else context.print(describePredictions(cases));
     return;
   }
   const kind = chooseKind(flags.device ?? 'auto');
