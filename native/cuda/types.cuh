@@ -92,6 +92,33 @@ __device__ __forceinline__ void store(T* to, const float (&values)[kCount]) {
   }
 }
 
+// kCount values as they lie in memory: half the registers of what they widen to, where they are bf16.
+template <int kCount, class T>
+struct Held {
+  static constexpr bool kVectors = kCount == kVector;
+  std::conditional_t<kVectors, Pack<T>, T> bits;
+
+  __device__ Held() {}
+  __device__ __forceinline__ void load(const T* from) {
+    if constexpr (kVectors) {
+#pragma unroll
+      for (int i = 0; i < Pack<T>::kAccesses; i++)
+        bits.accesses[i] = reinterpret_cast<const typename Pack<T>::Access*>(from)[i];
+    } else {
+      static_assert(kCount == 1);
+      bits = *from;
+    }
+  }
+  __device__ __forceinline__ void widen_to(float (&values)[kCount]) const {
+    if constexpr (kVectors) {
+#pragma unroll
+      for (int i = 0; i < kCount; i++) values[i] = widen(bits.values[i]);
+    } else {
+      values[0] = widen(bits);
+    }
+  }
+};
+
 // A tensor of rank 2 or 1 inside a kernel: row i starts at data + i * stride.
 template <class T>
 struct Rows {

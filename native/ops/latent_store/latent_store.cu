@@ -1,6 +1,6 @@
 // cache[slots[t], :] = [ scale * weight * kv[t, 0:latent] / rms | rope(kv[t, latent:]) ] and
 // query[t, :] = query_scale * query_weight * query[t, :] / rms, each by a block of its own.
-// Grid: x = rows, in turns where they are many; y = cache row, then query.
+// Grid: x = rows, y = cache row, then query.
 #include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
@@ -12,8 +12,6 @@ namespace loza::cuda {
 
 namespace {
 
-constexpr int64_t kBlocksPerMultiprocessor = 10;
-
 template <class Cache, class Act, class Weight>
 struct LatentStoreArgs {
   Rows<Cache> cache;           // [cache slots, latent + rope]
@@ -23,7 +21,7 @@ struct LatentStoreArgs {
   const int32_t* slots;        // [rows]
   Rows<Act> query;             // [rows, query rank], or null
   const Weight* query_weight;  // [query rank]
-  int64_t rows, cache_slots, latent, rope, query_rank;
+  int64_t cache_slots, latent, rope, query_rank;
   float eps, scale, query_scale;
 };
 
@@ -51,19 +49,15 @@ __global__ void __launch_bounds__(512)
   const RowNorm<kCount, Weight> norm(is_query ? args.query_weight : args.weight,
                                      is_query ? args.query_rank : args.latent);
   wait_for_prerequisites();
-  for (int64_t row = blockIdx.x; row < args.rows; row += gridDim.x) {
-    if (is_query) {
-      norm(args.query[row], args.query[row], args.eps, args.query_scale, shared);
-      continue;
-    }
-    const int32_t slot = args.slots[row];
-    if (slot < 0 || slot >= args.cache_slots) continue;  // the whole block
-    const Act* kv = args.kv[row];
-    Cache* entry = args.cache[slot];
-    rotate_row<kCount == 1 ? 2 : kCount>(entry + args.latent, kv + args.latent, args.table[row],
-                                         args.rope);
-    norm(entry, kv, args.eps, args.scale, shared);
-  }
+  const int64_t row = blockIdx.x;
+  if (is_query) return norm(args.query[row], args.query[row], args.eps, args.query_scale, shared);
+  const int32_t slot = args.slots[row];
+  if (slot < 0 || slot >= args.cache_slots) return;  // the whole block
+  const Act* kv = args.kv[row];
+  Cache* entry = args.cache[slot];
+  rotate_row<kCount == 1 ? 2 : kCount>(entry + args.latent, kv + args.latent, args.table[row],
+                                       args.rope);
+  norm(entry, kv, args.eps, args.scale, shared);
 }
 
 template <class Cache, class Act, class Weight>
@@ -77,7 +71,6 @@ void launch_typed(const LatentStoreParams& params, CudaStream& stream) {
                                                  .slots = slots.as<const int32_t>(),
                                                  .query = rows_of<Act>(query),
                                                  .query_weight = query_weight.as<const Weight>(),
-                                                 .rows = slots.dim(0),
                                                  .cache_slots = cache.dim(0),
                                                  .latent = weight.dim(0),
                                                  .rope = table.dim(1),
@@ -88,8 +81,7 @@ void launch_typed(const LatentStoreParams& params, CudaStream& stream) {
   const bool vector = vectorisable(cache) && vectorisable(kv) && vectorisable(weight) &&
                       vectorisable(table) &&
                       (!query || (vectorisable(query) && vectorisable(query_weight)));
-  const int64_t most = stream.multiprocessors() * kBlocksPerMultiprocessor;
-  const dim3 blocks(static_cast<unsigned>(std::min(args.rows, most)), query ? 2 : 1);
+  const dim3 blocks(static_cast<unsigned>(slots.dim(0)), query ? 2 : 1);
   with_count(vector, [&](auto count) {
     constexpr int kCount = decltype(count)::value;
     const int64_t width = std::max(args.latent, args.query_rank);

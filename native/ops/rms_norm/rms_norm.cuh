@@ -28,36 +28,42 @@ class RowNorm {
       : weight_(weight), width_(width) {
 #pragma unroll
     for (int v = 0; v < kHeldVectors; v++)
-      if (at(v) < width_) load(weights_[v], weight_ + at(v));
+      if (at(v) < width_) weights_[v].load(weight_ + at(v));
   }
 
   // All threads of the block; `shared`: kMaxWarps floats.
   template <class Out, class X>
   __device__ __forceinline__ void operator()(Out* out, const X* x, float eps, float scale,
                                              float* shared) const {
-    float values[kHeldVectors][kCount];
-    float squares = 0;
+    Held<kCount, X> held[kHeldVectors];
+    float squares = 0, values[kCount];
 #pragma unroll
     for (int v = 0; v < kHeldVectors; v++)
-      if (at(v) < width_) load(values[v], x + at(v));
+      if (at(v) < width_) held[v].load(x + at(v));
 #pragma unroll
-    for (int v = 0; v < kHeldVectors; v++)
-      if (at(v) < width_) squares += sum_of_squares(values[v]);
+    for (int v = 0; v < kHeldVectors; v++) {
+      if (at(v) >= width_) continue;
+      held[v].widen_to(values);
+      squares += sum_of_squares(values);
+    }
     for (int v = kHeldVectors; at(v) < width_; v++) {
-      load(values[0], x + at(v));
-      squares += sum_of_squares(values[0]);
+      load(values, x + at(v));
+      squares += sum_of_squares(values);
     }
     const float mean = block_sum(squares, shared) / static_cast<float>(width_);
     const float factor = scale / sqrtf(mean + eps);
-    if (at(kHeldVectors) < width_) load(values[0], x + at(0));
+    float weights[kCount];
 #pragma unroll
-    for (int v = 0; v < kHeldVectors; v++)
-      if (at(v) < width_) scale_vector(out + at(v), values[v], weights_[v], factor);
+    for (int v = 0; v < kHeldVectors; v++) {
+      if (at(v) >= width_) continue;
+      held[v].widen_to(values);
+      weights_[v].widen_to(weights);
+      scale_vector(out + at(v), values, weights, factor);
+    }
     for (int v = kHeldVectors; at(v) < width_; v++) {
-      float weights[kCount];
-      load(values[0], x + at(v));
+      load(values, x + at(v));
       load(weights, weight_ + at(v));
-      scale_vector(out + at(v), values[0], weights, factor);
+      scale_vector(out + at(v), values, weights, factor);
     }
   }
 
@@ -83,7 +89,7 @@ class RowNorm {
 
   const Weight* weight_;
   int64_t width_;
-  float weights_[kHeldVectors][kCount];
+  Held<kCount, Weight> weights_[kHeldVectors];
 };
 
 }  // namespace loza::cuda

@@ -32,12 +32,11 @@ struct RouteArgs {
   float scale;
 };
 
-// Unsigned integers in the order of the floats. NaN counts as -inf and -0 as 0; the result is above
-// 0, which stands for what cannot be chosen.
+// Unsigned integers in the order of the floats. NaN counts as -inf, and -0, which no sum with a p is,
+// lies below 0; the result is above 0, which stands for what cannot be chosen.
 __device__ __forceinline__ uint32_t order_of(float choice) {
-  if (!(choice == choice)) choice = -INFINITY;
-  const uint32_t bits = choice == 0 ? 0u : __float_as_uint(choice);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  const int32_t bits = __float_as_int(fmaxf(choice, -INFINITY));
+  return static_cast<uint32_t>(bits) ^ (static_cast<uint32_t>(bits >> 31) | 0x80000000u);
 }
 
 template <int kPerLane>
@@ -144,11 +143,25 @@ __device__ Candidate choose_in_turn(int top_k, uint32_t (&choice)[kPerLane],
   return best_of_warp[lane];
 }
 
-// How many lanes have a better value, or the same and a lower lane.
-__device__ __forceinline__ int rank_among_lanes(uint32_t value) {
-  int rank = 0;
+// The values of the lanes, the largest in lane 0: a bitonic sort.
+__device__ __forceinline__ uint32_t sort_lanes(uint32_t value) {
+  const int lane = threadIdx.x;
 #pragma unroll
-  for (int other = 0; other < kWarpSize; other++) {
+  for (int run = 2; run <= kWarpSize; run *= 2)
+#pragma unroll
+    for (int step = run / 2; step > 0; step /= 2) {
+      const uint32_t other = __shfl_xor_sync(kFullWarp, value, step);
+      const bool keeps_larger = ((lane & run) == 0) == ((lane & step) == 0);
+      value = keeps_larger ? max(value, other) : min(value, other);
+    }
+  return value;
+}
+
+// How many of the first `count` lanes have a better value, or the same and a lower lane.
+__device__ __forceinline__ int rank_among(uint32_t value, int count) {
+  int rank = 0;
+#pragma unroll 4
+  for (int other = 0; other < count; other++) {
     const uint32_t theirs = __shfl_sync(kFullWarp, value, other);
     rank += theirs > value || (theirs == value && other < static_cast<int>(threadIdx.x));
   }
@@ -164,13 +177,13 @@ __device__ Candidate choose(int top_k, uint32_t (&choice)[kPerLane], const float
   uint32_t best = 0;
 #pragma unroll
   for (int i = 0; i < kPerLane; i++) best = max(best, choice[i]);
-  const bool is_bound = rank_among_lanes(best) == top_k - 1;
-  const uint32_t bound = max(1u, __reduce_max_sync(kFullWarp, is_bound ? best : 0u));
+  const uint32_t bound = max(1u, __shfl_sync(kFullWarp, sort_lanes(best), top_k - 1));
   int count = 0;
 #pragma unroll
   for (int i = 0; i < kPerLane; i++) {
     const bool is_candidate = choice[i] >= bound;
     const unsigned candidates = __ballot_sync(kFullWarp, is_candidate);
+    if (candidates == 0) continue;
     const int at = count + __popc(candidates & ((1u << lane) - 1));
     if (is_candidate && at < kWarpSize) memory[at] = {choice[i], lane + i * kWarpSize, p[i]};
     count += __popc(candidates);
@@ -178,9 +191,9 @@ __device__ Candidate choose(int top_k, uint32_t (&choice)[kPerLane], const float
   if (count > kWarpSize) return choose_in_turn(top_k, choice, p, sorted);
   __syncwarp();
   const Candidate own = lane < count ? memory[lane] : Candidate{0, 0, 0};
-  // Their ids ascend within a step of 32 experts and from step to step: ties go to the lower lane.
-  const int rank = rank_among_lanes(own.order);
-  sorted[rank] = own;
+  // Ids ascend from entry to entry, so ties go to the lower lane.
+  const int rank = rank_among(own.order, count);
+  if (lane < count) sorted[rank] = own;
   __syncwarp();
   return sorted[lane];
 }

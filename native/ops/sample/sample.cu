@@ -8,7 +8,7 @@
 // a histogram of mass over the distance from the largest logit, then of the one bin that matters
 // over 11, 11 and 10 bits of the logit. The draw, and the cut between equal logits, look for the
 // first token in ascending id at which a running mass exceeds a target: sums of the slices, then of
-// 8 pieces of the right slice, of 8 pieces of the right piece, and so on.
+// 16 pieces of the right slice, of 16 pieces of the right piece, and so on.
 //
 // A kernel cannot fail the stream. What the contract refuses (NaN or +inf among the logits, nothing
 // but -inf, impossible settings) gives token 0 with log-probability NaN, and leaves `seen` alone.
@@ -67,15 +67,19 @@ struct Settings {
 
 // The weight of a logit; the largest logit weighs one.
 struct Weight {
-  float largest, temperature;
+  float largest, inverse_temperature;
+
+  // Finite, so that the largest logit weighs one at any temperature.
+  __device__ Weight(float largest, float temperature)
+      : largest(largest), inverse_temperature(fminf(1 / temperature, 1e37f)) {}
 
   __device__ __forceinline__ float real(float logit) const {
-    return expf((logit - largest) / temperature);
+    return expf((logit - largest) * inverse_temperature);
   }
-  __device__ __forceinline__ uint64_t operator()(float logit) const {
-    const float weight = real(logit);
+  __device__ __forceinline__ static uint64_t units(float weight) {
     return weight > 0 ? __float2ull_rn(weight * kWeightUnits) : 0;  // NaN is no weight
   }
+  __device__ __forceinline__ uint64_t operator()(float logit) const { return units(real(logit)); }
 };
 
 // A prefix of the sorted tokens: ranks below `rank`, and of those at it the ids up to `last_id`.
@@ -177,7 +181,8 @@ __device__ int32_t draw(const Slice& slice, RowCluster& cluster, const Settings&
   }
   const auto kept = [&](int32_t id, float logit) -> uint64_t {
     if (!cut.keeps(rank_of(logit), id)) return 0;
-    return weight.real(logit) < settings.min_p ? 0 : weight(logit);
+    const float real = weight.real(logit);
+    return real < settings.min_p ? 0 : Weight::units(real);
   };
   const double number = uniform(settings.seed, settings.counter);
   return first_beyond(slice, cluster, shared, kept, [number](uint64_t total) -> uint64_t {
@@ -226,61 +231,76 @@ __device__ void give_up(const SampleArgs& args, int64_t at) {
   }
 }
 
+// The slice in whole vectors, -inf past its end.
 __device__ __forceinline__ void load_slice(const Slice& slice, const float* row) {
   const float* from = row + slice.begin;
   const bool aligned = reinterpret_cast<uintptr_t>(from) % sizeof(float4) == 0;
-  const int32_t vectors = aligned ? slice.count / 4 : 0;
+  const int32_t vectors = aligned ? slice.count / 4 : 0, end = slice.vectors() * 4;
 #pragma unroll 8
   for (int32_t i = threadIdx.x; i < vectors; i += kSampleThreads)
     reinterpret_cast<float4*>(slice.logits)[i] = reinterpret_cast<const float4*>(from)[i];
-  for (int32_t i = 4 * vectors + threadIdx.x; i < slice.count; i += kSampleThreads)
-    slice.logits[i] = from[i];
+  for (int32_t i = 4 * vectors + threadIdx.x; i < end; i += kSampleThreads)
+    slice.logits[i] = i < slice.count ? from[i] : -INFINITY;
   __syncthreads();
 }
 
-// What a row is, raw and after the penalty.
-struct Extremes {
-  float largest, largest_penalised;
-  int32_t best;  // the id of largest_penalised
-  bool usable;
-};
-
-// Penalty of tokens that were seen; `seen` null: none.
-struct Penalty {
-  const uint32_t* seen;
-  float factor;
-
-  __device__ __forceinline__ float operator()(int32_t id, float logit) const {
-    if (seen == nullptr || (seen[id / 32] >> (id % 32) & 1u) == 0) return logit;
-    return logit > 0 ? logit / factor : logit * factor;
-  }
-};
-
-__device__ Extremes find_extremes(const Slice& slice, const Penalty& penalty, RowCluster& cluster,
-                                  SampleShared& shared) {
-  uint64_t raw = UINT64_MAX, best = UINT64_MAX;
+// The largest logit of the row; NaN where one is NaN or +inf, or all are -inf.
+__device__ float find_largest(const Slice& slice, RowCluster& cluster, SampleShared& shared) {
+  float largest = -INFINITY;
   int bad = 0;
-  slice.for_each([&](int32_t id, float logit) {
-    bad |= !(logit < INFINITY);
-    raw = min(raw, sort_key(logit, id));
-    best = min(best, sort_key(penalty(id, logit), id));
+  slice.for_each_vector([&](int32_t, const float4& four) {
+    largest = fmaxf(fmaxf(largest, four.x), fmaxf(four.y, fmaxf(four.z, four.w)));
+    bad |= !(four.x < INFINITY && four.y < INFINITY && four.z < INFINITY && four.w < INFINITY);
   });
   bad = __syncthreads_or(bad);
-  raw = ~block_max(~raw, shared.sums);
-  best = ~block_max(~best, shared.sums);
-  const uint64_t* own = cluster.exchange({raw, best, static_cast<uint64_t>(bad)});
-  uint64_t all_raw = UINT64_MAX, all_best = UINT64_MAX, all_bad = 0;
-  for (int rank = 0; rank < cluster.size(); rank++) {
-    all_raw = min(all_raw, cluster.in(own[0], rank));
-    all_best = min(all_best, cluster.in(own[1], rank));
-    all_bad |= cluster.in(own[2], rank);
+  const uint32_t rank = rank_of(bad ? INFINITY : largest);
+  const uint64_t own = ~block_max(~static_cast<uint64_t>(rank), shared.sums);
+  const uint64_t* ranks = cluster.exchange({own});
+  uint64_t first = UINT64_MAX;
+  for (int other = 0; other < cluster.size(); other++)
+    first = min(first, cluster.in(ranks[0], other));
+  largest = logit_of_rank(static_cast<uint32_t>(first));
+  return isfinite(largest) ? largest : __int_as_float(0x7fc00000);
+}
+
+// The lowest id whose logit is the largest, and log(sum of exp(logit - largest)).
+struct Top {
+  int32_t id;
+  double log_total;
+};
+
+// Four weights at a time are added in fp32, which does not depend on how the row is cut.
+__device__ Top find_top(const Slice& slice, float largest, RowCluster& cluster,
+                        SampleShared& shared) {
+  uint64_t sum = 0;
+  uint32_t id = UINT32_MAX;
+  slice.for_each_vector([&](int32_t first, const float4& four) {
+    const float low = expf(four.x - largest) + expf(four.y - largest);
+    const float high = expf(four.z - largest) + expf(four.w - largest);
+    sum += Weight::units(low + high);
+    if (fmaxf(fmaxf(four.x, four.y), fmaxf(four.z, four.w)) != largest) return;
+    const int at = four.x == largest ? 0 : four.y == largest ? 1 : four.z == largest ? 2 : 3;
+    id = min(id, static_cast<uint32_t>(first + at));
+  });
+  sum = block_sum(sum, shared.sums);
+  const uint64_t own_id = ~block_max(~static_cast<uint64_t>(id), shared.sums);
+  const uint64_t* own = cluster.exchange({sum, own_id});
+  uint64_t total = 0, lowest = UINT64_MAX;
+  for (int other = 0; other < cluster.size(); other++) {
+    total += cluster.in(own[0], other);
+    lowest = min(lowest, cluster.in(own[1], other));
   }
-  const float largest = logit_of_rank(static_cast<uint32_t>(all_raw >> 32));
-  const float penalised = logit_of_rank(static_cast<uint32_t>(all_best >> 32));
-  return {.largest = largest,
-          .largest_penalised = penalised,
-          .best = static_cast<int32_t>(static_cast<uint32_t>(all_best)),
-          .usable = all_bad == 0 && isfinite(largest) && isfinite(penalised)};
+  return {.id = static_cast<int32_t>(lowest),
+          .log_total = log(static_cast<double>(total) / kWeightUnits)};
+}
+
+// The repetition penalty, in place.
+__device__ void penalise(const Slice& slice, const uint32_t* seen, float penalty) {
+  slice.for_each([&](int32_t id, float logit) {
+    if ((seen[id / 32] >> (id % 32) & 1u) == 0) return;
+    slice.logits[id - slice.begin] = logit > 0 ? logit / penalty : logit * penalty;
+  });
+  __syncthreads();
 }
 
 __global__ void __launch_bounds__(kSampleThreads, 2) sample_kernel(SampleArgs args) {
@@ -292,35 +312,31 @@ __global__ void __launch_bounds__(kSampleThreads, 2) sample_kernel(SampleArgs ar
   const int64_t at = blockIdx.x / static_cast<unsigned>(args.cluster);
   const Settings settings(args.settings[at], args.integers[at]);
   uint32_t* seen = args.seen.data == nullptr ? nullptr : args.seen[at];
-  const Penalty penalty{settings.penalty == 1 ? nullptr : seen, settings.penalty};
   const float* row = args.logits[at];
   const int32_t begin = min(cluster.rank() * args.slice, args.vocab);
   const Slice slice{logits, begin, min(args.slice, args.vocab - begin), args.vocab};
   load_slice(slice, row);
-  const Extremes extremes = find_extremes(slice, penalty, cluster, shared);
-  const bool usable = extremes.usable && settings.usable();
 
-  double log_total = 0;
-  int32_t token = extremes.best;
+  const float largest = find_largest(slice, cluster, shared);
+  bool usable = !isnan(largest) && settings.usable();
+  Top top{};
   const auto logprob = [&](int32_t id) {
-    return static_cast<float>(static_cast<double>(row[id]) - extremes.largest - log_total);
+    return static_cast<float>(static_cast<double>(row[id]) - largest - top.log_total);
   };
   if (usable) {
-    const Weight plain{extremes.largest, 1};
-    uint64_t sum = 0;
-    slice.for_each([&](int32_t, float logit) { sum += plain(logit); });
-    sum = cluster.sum(block_sum(sum, shared.sums));
-    log_total = log(static_cast<double>(sum) / kWeightUnits);
+    top = find_top(slice, largest, cluster, shared);
     if (args.alternatives > 0)
-      list_alternatives(args, slice, cluster, at, extremes.largest, shared, logprob);
-    if (settings.temperature > 0) {
-      if (penalty.seen != nullptr) {
-        slice.for_each([&](int32_t id, float logit) { logits[id - begin] = penalty(id, logit); });
-        __syncthreads();
-      }
-      token = draw(slice, cluster, settings, extremes.largest_penalised, shared);
-    }
+      list_alternatives(args, slice, cluster, at, largest, shared, logprob);
   }
+  int32_t token = top.id;
+  float highest = largest;  // after the penalty
+  if (usable && seen != nullptr && settings.penalty != 1) {
+    penalise(slice, seen, settings.penalty);
+    highest = find_largest(slice, cluster, shared);
+    usable = !isnan(highest);
+    if (usable && settings.temperature == 0) token = find_top(slice, highest, cluster, shared).id;
+  }
+  if (usable && settings.temperature > 0) token = draw(slice, cluster, settings, highest, shared);
   cluster.sync();  // nobody reads `seen` or another CTA's memory any more
   if (cluster.rank() != 0) return;
   if (!usable) return give_up(args, at);

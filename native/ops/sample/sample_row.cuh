@@ -10,7 +10,7 @@
 
 namespace loza::cuda {
 
-inline constexpr int kSampleThreads = 256;
+inline constexpr int kSampleThreads = 512;
 inline constexpr int kSampleWarps = kSampleThreads / kWarpSize;
 inline constexpr int kMaxCluster = 8;
 inline constexpr int kBins = 2048;
@@ -107,10 +107,20 @@ struct Slice {
   float* logits;  // shared [count]
   int32_t begin, count, vocab;
 
+  __device__ __forceinline__ int32_t vectors() const { return (count + 3) / 4; }
+
+  // body(id of the first, four logits); those past the end are -inf.
+  template <class Body>
+  __device__ __forceinline__ void for_each_vector(const Body& body) const {
+#pragma unroll 4
+    for (int32_t i = threadIdx.x; i < vectors(); i += kSampleThreads)
+      body(begin + 4 * i, reinterpret_cast<const float4*>(logits)[i]);
+  }
+
   // body(id, logit), dealt out to the threads of the CTA.
   template <class Body>
   __device__ __forceinline__ void for_each(const Body& body) const {
-#pragma unroll 8
+#pragma unroll 2
     for (int32_t i = threadIdx.x; i < count; i += kSampleThreads) body(begin + i, logits[i]);
   }
 };
