@@ -19,8 +19,8 @@ const us = (value: number): string => `${showMicroseconds(value)} µs`;
 
 const legend = `µs: a step as the engine takes it. graph: the same operations recorded and replayed. sum: over the
 operations below, timed by readings of the device's clock between them. gap: what one more kernel
-behind every operation adds to the graph, and that for all operations as a share of it; in prefill
-it drowns in the noise.`;
+behind every operation adds to the graph, and that for all operations as a share of it; where steps
+are long it drowns in the noise.`;
 
 export function describeStack(report: StackReport): string {
   const { dir, layers, experts, layerType, loadMs, weights, peak, limits, rows } = report;
@@ -46,8 +46,7 @@ export function describeStack(report: StackReport): string {
     showMicroseconds(row.graph),
     showMicroseconds(row.sum),
     formatCount(row.operations),
-    us(Math.max(row.gap, 0)),
-    showPercent(Math.max((row.gap * row.operations) / row.graph, 0)),
+    ...showGaps(row),
   ]);
   return [
     `${model}; ${memory}.`,
@@ -56,6 +55,13 @@ export function describeStack(report: StackReport): string {
     legend,
     ...rows.map(describeOperations),
   ].join('\n\n');
+}
+
+/** Only of decode steps: of long ones the noise is larger. */
+function showGaps({ count, gap, operations, graph }: StackRow): string[] {
+  if (count > 1) return ['-', '-'];
+  const bound = Math.max(gap, 0);
+  return [us(bound), showPercent((bound * operations) / graph)];
 }
 
 function describeOperations({ name, table }: StackRow): string {
