@@ -35,8 +35,8 @@ export interface OperationReport {
 const examples = `
 Every operation of the compiled addon runs on small inputs and is compared with the same formula
 in float64. Memory around inputs and results is NaN, so that strays are seen.
-On a GPU, all of it runs with activations in bfloat16, where relative errors up to 4e-3 are rounding,
-and then in float32; --dtype chooses one of them.
+On a GPU, all of it runs with activations in bfloat16, where relative errors up to 4e-3 are
+rounding, and then in float32; --dtype chooses one of them.
 A failure gives exit code 1; cases that a device cannot run are counted as skipped.
 
 Examples:
