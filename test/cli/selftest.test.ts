@@ -76,7 +76,10 @@ describe('a failing case', () => {
     const { skipped, failures } = await runOperation(lab, throwing);
     expect(skipped).toEqual([{ case: 'one value', reason: 'too small' }]);
     expect(failures).toEqual([
-      { case: 'an odd width', message: expect.stringMatching(/^ERR_LOZA_INTERNAL: rms_norm weight/) },
+      {
+        case: 'an odd width',
+        message: expect.stringMatching(/^ERR_LOZA_INTERNAL: rms_norm weight/),
+      },
     ]);
   });
 });
