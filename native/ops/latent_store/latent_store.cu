@@ -12,6 +12,9 @@ namespace loza::cuda {
 
 namespace {
 
+constexpr int kMaxThreads = 256;
+constexpr int kMinBlocks = 5;  // few registers: rows are short, and many must be in flight
+
 template <class Cache, class Act, class Weight>
 struct LatentStoreArgs {
   Rows<Cache> cache;           // [cache slots, latent + rope]
@@ -41,7 +44,7 @@ __device__ __forceinline__ void rotate_row(Cache* out, const Act* x, const float
 
 // Slots outside the cache are passed over like padding: a kernel cannot fail the stream.
 template <int kCount, class Cache, class Act, class Weight>
-__global__ void __launch_bounds__(512)
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
     latent_store_kernel(LatentStoreArgs<Cache, Act, Weight> args) {
   __shared__ float shared[kMaxWarps];
   const bool is_query = blockIdx.y == 1;
@@ -86,7 +89,7 @@ void launch_typed(const LatentStoreParams& params, CudaStream& stream) {
     constexpr int kCount = decltype(count)::value;
     const int64_t width = std::max(args.latent, args.query_rank);
     launch_kernel("latent_store", latent_store_kernel<kCount, Cache, Act, Weight>,
-                  {blocks, norm_threads(width / kCount)}, stream.handle(), args);
+                  {blocks, norm_threads(width / kCount, kMaxThreads)}, stream.handle(), args);
   });
 }
 

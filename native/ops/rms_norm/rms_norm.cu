@@ -10,6 +10,8 @@ namespace loza::cuda {
 
 namespace {
 
+constexpr int kMaxThreads = 512;
+
 template <class Out, class X, class Weight>
 struct RmsNormArgs {
   Rows<Out> out;         // [rows, width]
@@ -20,7 +22,7 @@ struct RmsNormArgs {
 };
 
 template <int kCount, class Out, class X, class Weight>
-__global__ void __launch_bounds__(512) rms_norm_kernel(RmsNormArgs<Out, X, Weight> args) {
+__global__ void __launch_bounds__(kMaxThreads) rms_norm_kernel(RmsNormArgs<Out, X, Weight> args) {
   __shared__ float shared[kMaxWarps];
   const int64_t row = blockIdx.x;
   launch_dependents();
@@ -46,8 +48,8 @@ void launch(const RmsNormParams& params, CudaStream& stream) {
                                              .eps = params.eps,
                                              .scale = params.scale};
       launch_kernel("rms_norm", rms_norm_kernel<kCount, Out, X, Weight>,
-                    {static_cast<unsigned>(rows), norm_threads(width / kCount)}, stream.handle(),
-                    args);
+                    {static_cast<unsigned>(rows), norm_threads(width / kCount, kMaxThreads)},
+                    stream.handle(), args);
     });
   };
   with_float_type(out.dtype, [&]<class Out>(Out) {

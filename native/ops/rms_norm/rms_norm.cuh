@@ -11,12 +11,11 @@ namespace loza::cuda {
 // the rest is read twice.
 inline constexpr int kHeldVectors = 2;
 
-// Threads for a row of `vectors` vectors. They depend on its width alone: a row gives the same bits
+// Threads, at most `most`, for a row of `vectors` vectors. They depend on its width alone: a row gives the same bits
 // whatever is around it.
-inline unsigned norm_threads(int64_t vectors) {
-  constexpr int64_t kMost = 512;
+inline unsigned norm_threads(int64_t vectors, int64_t most) {
   return static_cast<unsigned>(
-      std::clamp<int64_t>(ceil_div(vectors, kHeldVectors * 32) * 32, 32, kMost));
+      std::clamp<int64_t>(ceil_div(vectors, kHeldVectors * 32) * 32, 32, most));
 }
 
 // out = scale * weight * x / sqrt(mean(x^2) + eps); `out` may be `x`.
