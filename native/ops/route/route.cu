@@ -51,28 +51,23 @@ __device__ __forceinline__ float sum_of(const float (&values)[kPerLane]) {
   return sums[0];
 }
 
-// p of a logit, the same bits each time it is asked for.
-struct Score {
-  Scoring scoring;
-  float largest, factor;
-
-  __device__ __forceinline__ float operator()(float logit) const {
-    if (scoring == Scoring::kSigmoid) return 1.0f / (1.0f + expf(-logit));
-    return __fmul_rn(expf(logit - largest), factor);
-  }
-};
-
-// Experts that do not exist have logits of -inf.
+// Logits become p; experts that do not exist have -inf.
 template <int kPerLane>
-__device__ __forceinline__ Score score_of_row(Scoring scoring, const float (&logits)[kPerLane]) {
-  if (scoring == Scoring::kSigmoid) return {scoring, 0, 0};
-  float largest = -INFINITY, p[kPerLane];
+__device__ __forceinline__ void score(Scoring scoring, float (&p)[kPerLane]) {
+  if (scoring == Scoring::kSigmoid) {
 #pragma unroll
-  for (int i = 0; i < kPerLane; i++) largest = fmaxf(largest, logits[i]);
+    for (int i = 0; i < kPerLane; i++) p[i] = 1.0f / (1.0f + expf(-p[i]));
+    return;
+  }
+  float largest = -INFINITY;
+#pragma unroll
+  for (int i = 0; i < kPerLane; i++) largest = fmaxf(largest, p[i]);
   largest = warp_max(largest);
 #pragma unroll
-  for (int i = 0; i < kPerLane; i++) p[i] = expf(logits[i] - largest);
-  return {scoring, largest, static_cast<float>(1 / warp_sum(static_cast<double>(sum_of(p))))};
+  for (int i = 0; i < kPerLane; i++) p[i] = expf(p[i] - largest);
+  const auto factor = static_cast<float>(1 / warp_sum(static_cast<double>(sum_of(p))));
+#pragma unroll
+  for (int i = 0; i < kPerLane; i++) p[i] = __fmul_rn(p[i], factor);
 }
 
 // The order of a group's score. `choices`: the group's, as order_of made them.
@@ -119,13 +114,14 @@ __device__ void mask_groups(const RouteArgs& args, uint32_t (&choice)[kPerLane],
 struct Candidate {
   uint32_t order;
   int id;
+  float p;
 };
 
-// Lane i gets the id of the i-th best choice. Takes what it chooses out of `choice`.
+// Lane i gets the i-th best choice. Takes what it chooses out of `choice`.
 template <int kPerLane>
-__device__ int choose_in_turn(int top_k, uint32_t (&choice)[kPerLane]) {
+__device__ Candidate choose_in_turn(int top_k, uint32_t (&choice)[kPerLane],
+                                    const float (&p)[kPerLane], Candidate* best_of_warp) {
   const int lane = threadIdx.x;
-  int chosen = 0;
   for (int k = 0; k < top_k; k++) {
     uint32_t best = 0;
 #pragma unroll
@@ -138,10 +134,13 @@ __device__ int choose_in_turn(int top_k, uint32_t (&choice)[kPerLane]) {
     id = __reduce_min_sync(kFullWarp, id);
 #pragma unroll
     for (int i = 0; i < kPerLane; i++)
-      if (id == lane + i * kWarpSize) choice[i] = 0;
-    if (lane == k) chosen = static_cast<int>(id);
+      if (id == lane + i * kWarpSize) {
+        best_of_warp[k] = {best, static_cast<int>(id), p[i]};
+        choice[i] = 0;
+      }
   }
-  return chosen;
+  __syncwarp();
+  return best_of_warp[lane];
 }
 
 // The values of the lanes, the largest in lane 0: a bitonic sort.
@@ -169,10 +168,12 @@ __device__ __forceinline__ int rank_among(uint32_t value, int count) {
   return rank;
 }
 
-// The same, by candidates. `memory`: an entry a lane of the warp's shared memory.
+// The same, by candidates. `memory`: two entries a lane of the warp's shared memory.
 template <int kPerLane>
-__device__ int choose(int top_k, uint32_t (&choice)[kPerLane], Candidate* memory) {
+__device__ Candidate choose(int top_k, uint32_t (&choice)[kPerLane], const float (&p)[kPerLane],
+                            Candidate* memory) {
   const int lane = threadIdx.x;
+  Candidate* sorted = memory + kWarpSize;
   uint32_t best = 0;
 #pragma unroll
   for (int i = 0; i < kPerLane; i++) best = max(best, choice[i]);
@@ -184,32 +185,30 @@ __device__ int choose(int top_k, uint32_t (&choice)[kPerLane], Candidate* memory
     const unsigned candidates = __ballot_sync(kFullWarp, is_candidate);
     if (candidates == 0) continue;
     const int at = count + __popc(candidates & ((1u << lane) - 1));
-    if (is_candidate && at < kWarpSize) memory[at] = {choice[i], lane + i * kWarpSize};
+    if (is_candidate && at < kWarpSize) memory[at] = {choice[i], lane + i * kWarpSize, p[i]};
     count += __popc(candidates);
   }
-  if (count > kWarpSize) return choose_in_turn(top_k, choice);
+  if (count > kWarpSize) return choose_in_turn(top_k, choice, p, sorted);
   __syncwarp();
-  const Candidate own = lane < count ? memory[lane] : Candidate{0, 0};
+  const Candidate own = lane < count ? memory[lane] : Candidate{0, 0, 0};
   // Ids ascend from entry to entry, so ties go to the lower lane.
   const int rank = rank_among(own.order, count);
+  if (lane < count) sorted[rank] = own;
   __syncwarp();
-  if (lane < count) memory[rank].id = own.id;
-  __syncwarp();
-  return memory[lane].id;
+  return sorted[lane];
 }
 
 template <int kPerLane, bool kGroups>
-__global__ void __launch_bounds__(kRowsPerBlock* kWarpSize, kPerLane > 24 ? 4 : 6)
-    route_kernel(RouteArgs args) {
+__global__ void __launch_bounds__(kRowsPerBlock* kWarpSize) route_kernel(RouteArgs args) {
   constexpr int kShared = kGroups ? kPerLane * kWarpSize : 1;
   __shared__ uint32_t choices[kRowsPerBlock][kShared];
   __shared__ uint32_t scores[kRowsPerBlock][kShared];
-  __shared__ Candidate candidates[kRowsPerBlock][kWarpSize];
+  __shared__ Candidate candidates[kRowsPerBlock][2 * kWarpSize];
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.y;
   launch_dependents();
   if (row >= args.rows) return;  // the whole warp
   const int lane = threadIdx.x;
-  float bias[kPerLane], logit[kPerLane];
+  float bias[kPerLane], p[kPerLane];
 #pragma unroll
   for (int i = 0; i < kPerLane; i++) {
     const int expert = lane + i * kWarpSize;
@@ -220,23 +219,23 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize, kPerLane > 24 ? 4 : 
 #pragma unroll
   for (int i = 0; i < kPerLane; i++) {
     const int expert = lane + i * kWarpSize;
-    logit[i] = expert < args.experts ? logits[expert] : -INFINITY;
+    p[i] = expert < args.experts ? logits[expert] : -INFINITY;
   }
-  const Score score = score_of_row(args.scoring, logit);
+  score(args.scoring, p);
   uint32_t choice[kPerLane];
 #pragma unroll
   for (int i = 0; i < kPerLane; i++)
-    choice[i] = lane + i * kWarpSize < args.experts ? order_of(score(logit[i]) + bias[i]) : 0;
+    choice[i] = lane + i * kWarpSize < args.experts ? order_of(p[i] + bias[i]) : 0;
   if constexpr (kGroups) mask_groups(args, choice, choices[threadIdx.y], scores[threadIdx.y]);
 
-  const int id = choose(args.top_k, choice, candidates[threadIdx.y]);
+  const Candidate chosen = choose(args.top_k, choice, p, candidates[threadIdx.y]);
   const bool active = lane < args.top_k;
-  const float weight = active ? score(logits[id]) : 0.0f;
+  const float weight = active ? chosen.p : 0.0f;
   float sum = 0;
   for (int i = 0; i < args.top_k; i++) sum += __shfl_sync(kFullWarp, weight, i);
   const float factor = args.normalize ? args.scale / (sum + 1e-20f) : args.scale;
   if (!active) return;
-  args.ids[row][lane] = id;
+  args.ids[row][lane] = chosen.id;
   args.weights[row][lane] = weight * factor;
 }
 
