@@ -4,17 +4,11 @@
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/launch.h"
-#include "cuda/reduce.cuh"
 #include "cuda/types.cuh"
 
 namespace loza::cuda {
 
 namespace {
-
-constexpr int64_t kMaxTopK = kWarpSize;
-// Slots that a thread loads at once: for few rows latency counts, for many the room for threads.
-constexpr int kSlotsOfFew = 12, kSlotsOfMany = 4;
-constexpr int64_t kFewRows = 64;
 
 template <class Act>
 struct CombineArgs {
@@ -27,42 +21,30 @@ struct CombineArgs {
 };
 
 // A place that cannot be (outside y, or a zero expert without identity) makes the row NaN: a kernel
-// cannot fail the stream. Lane i of each warp has place and weight i.
-template <int kCount, int kSlots, class Act>
+// cannot fail the stream.
+template <int kCount, class Act>
 __global__ void __launch_bounds__(256) combine_kernel(CombineArgs<Act> args) {
   launch_dependents();
   wait_for_prerequisites();
   const int64_t row = grid_row();
-  if (row >= args.rows) return;  // whole warps
-  const int top_k = static_cast<int>(args.top_k), lane = threadIdx.x % kWarpSize;
-  const int32_t own_place = lane < top_k ? args.places[row * top_k + lane] : 0;
-  const float own_weight = lane < top_k ? args.weights[row][lane] : 0.0f;
+  if (row >= args.rows) return;
+  const int32_t* places = args.places + row * args.top_k;
+  const float* weights = args.weights[row];
   const Act* identity = args.identity.data == nullptr ? nullptr : args.identity[row];
-  const int64_t warp = grid_item() - lane;
-  for (int64_t from = warp * kCount; from < args.width; from += grid_item_step() * kCount) {
-    const bool inside = from + lane * kCount < args.width;
-    const int64_t at = inside ? from + lane * kCount : 0;
+  for (int64_t at = grid_item() * kCount; at < args.width; at += grid_item_step() * kCount) {
     float sum[kCount] = {};
-    for (int first = 0; first < top_k; first += kSlots) {
-      float values[kSlots][kCount], factors[kSlots];
+#pragma unroll 4
+    for (int64_t i = 0; i < args.top_k; i++) {
+      const int32_t place = places[i];
+      const Act* wanted = place < 0 ? identity : place < args.slots ? args.y[place] : nullptr;
+      // Loaded whatever it is, so that the loads of several slots are in flight together.
+      const Act* source = wanted == nullptr ? args.y[0] : wanted;
+      const float weight = wanted == nullptr ? __int_as_float(0x7fc00000) : weights[i];
+      float values[kCount];
+      load(values, source + at);
 #pragma unroll
-      for (int i = 0; i < kSlots; i++) {
-        const int slot = min(first + i, top_k - 1);
-        const int32_t place = __shfl_sync(kFullWarp, own_place, slot);
-        const float weight = __shfl_sync(kFullWarp, own_weight, slot);
-        const Act* wanted = place < 0 ? identity : place < args.slots ? args.y[place] : nullptr;
-        // Loaded whatever it is, so that the loads of several slots are in flight together.
-        load(values[i], (wanted == nullptr ? args.y[0] : wanted) + at);
-        factors[i] = wanted == nullptr ? __int_as_float(0x7fc00000) : weight;
-      }
-#pragma unroll
-      for (int i = 0; i < kSlots; i++) {
-        if (first + i >= top_k) break;
-#pragma unroll
-        for (int j = 0; j < kCount; j++) sum[j] += factors[i] * values[i][j];
-      }
+      for (int j = 0; j < kCount; j++) sum[j] += weight * values[j];
     }
-    if (!inside) continue;
     float out[kCount];
     load(out, args.out[row] + at);
 #pragma unroll
@@ -76,8 +58,6 @@ __global__ void __launch_bounds__(256) combine_kernel(CombineArgs<Act> args) {
 void launch(const CombineParams& params, CudaStream& stream) {
   const int64_t rows = params.weights.dim(0), width = params.out.dim(1);
   if (rows == 0 || width == 0) return;
-  loza::check(params.weights.dim(1) <= kMaxTopK, "combine: ", params.weights.dim(1),
-              " experts a token are too many on CUDA");
   const bool vector = vectorisable(params.out) && vectorisable(params.y) &&
                       (!params.identity || vectorisable(params.identity));
   with_float_type(params.y.dtype, [&]<class Act>(Act) {
@@ -93,9 +73,7 @@ void launch(const CombineParams& params, CudaStream& stream) {
     with_count(vector, [&](auto count) {
       constexpr int kCount = decltype(count)::value;
       const RowGrid grid(rows, width / kCount);
-      const auto kernel = rows <= kFewRows ? combine_kernel<kCount, kSlotsOfFew, Act>
-                                           : combine_kernel<kCount, kSlotsOfMany, Act>;
-      launch_kernel("combine", kernel, grid, stream.handle(), args);
+      launch_kernel("combine", combine_kernel<kCount, Act>, grid, stream.handle(), args);
     });
   });
 }
