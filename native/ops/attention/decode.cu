@@ -15,7 +15,9 @@
 #include <algorithm>
 
 #include "cuda/attention_mma.cuh"
+#include "cuda/barrier.cuh"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 #include "ops/attention/decode_rows.cuh"
 #include "ops/attention/decode_simple.cuh"
 
@@ -284,6 +286,8 @@ template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1) decode_kernel(const DecodeProblem problem) {
   extern __shared__ __align__(128) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<DecodeStorage<Traits>*>(shared_bytes);
+  launch_dependents();
+  wait_for_prerequisites();
   constexpr int kTiles = kBlockTokens / Traits::kKeyTile;
   const int64_t index = problem.first_row + blockIdx.x / problem.head_tiles;
   DecodeState<Traits> state;
@@ -327,6 +331,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1) decode_kernel(const Decod
 template <class Traits>
 __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const DecodeProblem problem) {
   static_assert(Traits::kLatent == kMergeThreads * 4);
+  launch_dependents();
+  wait_for_prerequisites();
   const int64_t index = problem.first_row + blockIdx.x;
   const int64_t head = blockIdx.y, column = threadIdx.x * 4;
   const Row row = describe_row(problem, index);
@@ -388,12 +394,12 @@ void launch_decode(DecodeProblem problem, int64_t rows, CudaStream& stream) {
     const auto count = static_cast<unsigned>(std::min(group, rows - first));
     problem.first_row = first;
     const dim3 grid(count * problem.head_tiles, problem.max_splits);
-    decode_kernel<Traits><<<grid, Traits::kThreads, kBytes, stream.handle()>>>(problem);
-    check_launch("attention_decode");
+    launch_kernel("attention_decode", decode_kernel<Traits>, {grid, Traits::kThreads, kBytes},
+                  stream.handle(), problem);
     if (!several) continue;
     const dim3 merge_grid(count, problem.heads);
-    merge_kernel<Traits><<<merge_grid, kMergeThreads, 0, stream.handle()>>>(problem);
-    check_launch("attention_decode: merge");
+    launch_kernel("attention_decode: merge", merge_kernel<Traits>, {merge_grid, kMergeThreads},
+                  stream.handle(), problem);
   }
 }
 
