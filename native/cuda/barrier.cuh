@@ -64,6 +64,19 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
   }
 }
 
+// The same where arrivals and what they announce come from another CTA of the cluster.
+__device__ __forceinline__ void barrier_wait_cluster(uint64_t* barrier, uint32_t parity) {
+  uint32_t done = 0;
+  while (!done)
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+}
+
 // ---- Named barriers 1 to 15 (0 is __syncthreads) ---------------------------------------------------
 
 __device__ __forceinline__ void named_barrier_sync(uint32_t id, uint32_t threads) {
@@ -95,6 +108,13 @@ __device__ __forceinline__ uint32_t cluster_address(uint32_t shared, uint32_t ct
   uint32_t remote;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared), "r"(cta));
   return remote;
+}
+
+// To the same place of another CTA of the cluster.
+__device__ __forceinline__ void store_remote(int32_t* to, int32_t value, uint32_t cta) {
+  asm volatile("st.shared::cluster.s32 [%0], %1;" ::"r"(cluster_address(shared_address(to), cta)),
+               "r"(value)
+               : "memory");
 }
 
 // ---- Proxies and registers -------------------------------------------------------------------------

@@ -45,7 +45,9 @@ __global__ void __launch_bounds__(kWarps* kWarpSize)
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int64_t first = (int64_t{blockIdx.x} * kWarps + warp) * kRows;
   const int64_t column = int64_t{blockIdx.y} * 2 * kBlock + lane * kVector;
-  const int64_t rows = params.rows_in_use ? *params.rows_in_use : params.rows;
+  const int64_t rows = params.rows_in_use
+                           ? min(params.rows, int64_t{*params.rows_in_use} - params.first)
+                           : params.rows;
   if (first >= rows) return;
   const bool exists = column < params.k;
   uint4 bits[kRows];

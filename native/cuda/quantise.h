@@ -10,14 +10,16 @@ namespace loza::cuda {
 // The scales lie by blocks of columns: scale[block * scale_stride + row]. A kernel that multiplies
 // tiles of rows finds what it needs side by side.
 struct QuantiseParams {
-  const void* x;               // bf16 [.., k], rows aligned to 16 bytes
-  const int32_t* order;        // i32 [rows]: row i is x[order[i] / top_k]; null: x[i]
-  const int32_t* rows_in_use;  // i32 [1] on the device: rows from here on are skipped; may be null
-  void* out;                   // f8e4m3 [rows, k], contiguous, aligned to 16 bytes
-  float* scale;                // f32 [ceil(k / 128), scale_stride]
-  int64_t x_stride;            // in elements
-  int64_t rows, k;             // k a multiple of 16
-  int64_t scale_stride;        // at least rows
+  const void* x;         // bf16 [.., k], rows aligned to 16 bytes
+  const int32_t* order;  // i32 [rows]: row i is x[order[i] / top_k]; null: x[i]
+  const int32_t*
+      rows_in_use;       // i32 [1] on the device: rows first + i from here on are skipped; or null
+  void* out;             // f8e4m3 [rows, k], contiguous, aligned to 16 bytes
+  float* scale;          // f32 [ceil(k / 128), scale_stride]
+  int64_t x_stride;      // in elements
+  int64_t rows, k;       // k a multiple of 16
+  int64_t scale_stride;  // at least rows
+  int64_t first = 0;
   int32_t top_k = 1;
 };
 
