@@ -35,13 +35,23 @@ __device__ __forceinline__ void barrier_arrive_expect(uint64_t* barrier, uint32_
       : "memory");
 }
 
-// The same barrier of another CTA of the cluster.
+// The same barrier of another CTA of the cluster, after ordinary writes that it may then read.
 __device__ __forceinline__ void barrier_arrive_remote(uint64_t* barrier, uint32_t cta) {
   asm volatile(
       "{\n.reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
       "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(
           shared_address(barrier)),
+      "r"(cta)
+      : "memory");
+}
+
+// The same where nothing was written, only read: waits for no writes, so it is fast.
+__device__ __forceinline__ void barrier_signal_remote(uint64_t* barrier, uint32_t cta) {
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(barrier)),
       "r"(cta)
       : "memory");
 }

@@ -20,7 +20,7 @@ namespace loza::cuda::wgmma_gemm {
 
 // ---- Traits ----------------------------------------------------------------------------------------
 
-template <DType kType_, int kRowBlocks_, int kStages_>
+template <DType kType_, int kRowBlocks_, int kStages_, int kGroup_ = 8>
 struct Traits {
   static constexpr DType kType = kType_;
   static constexpr bool kIsF8 = kType == DType::kF8E4M3;
@@ -32,8 +32,8 @@ struct Traits {
   static constexpr int kInstructions = 4;  // of 32 bytes of k each
   static constexpr int kConsumers = 2, kHalves = kRowBlocks / kConsumers;
   static constexpr int kThreads = 128 * (kConsumers + 1);
-  static constexpr int kCtas = 2;   // of a cluster
-  static constexpr int kGroup = 8;  // row tiles that walk the columns together
+  static constexpr int kCtas = 2;         // of a cluster
+  static constexpr int kGroup = kGroup_;  // row tiles that walk the columns together
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static constexpr int kBlockBytes = kBlock * kStepBytes, kPanelBytes = kColumns * kStepBytes;
   static constexpr int kSums = kColumns / 2;  // registers of a row block
@@ -132,7 +132,7 @@ __device__ inline int next_tile(SharedStorage<T>& shared, int n) {
 // By the producer, and by one lane of a consumer's warp when all have read.
 template <class T>
 __device__ inline void tile_was_read(SharedStorage<T>& shared, int n) {
-  barrier_arrive_remote(&shared.tile_read[n % 2], 0);
+  barrier_signal_remote(&shared.tile_read[n % 2], 0);
 }
 
 // ---- load --------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ struct Consumer {
 template <class T>
 __device__ inline void release(SharedStorage<T>& shared, int stage, const Consumer& self) {
   if (self.lane < T::kCtas)
-    barrier_arrive_remote(&shared.empty[stage], static_cast<uint32_t>(self.lane));
+    barrier_signal_remote(&shared.empty[stage], static_cast<uint32_t>(self.lane));
 }
 
 template <class T>

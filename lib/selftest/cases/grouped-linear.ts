@@ -1,6 +1,6 @@
 import { host } from '../host-tensor';
 import { planOf, randomIds } from './expert-plan';
-import { dequantised, dot, randomWeight, type WeightType } from './linear';
+import { dequantised, dot, quantisedRows, randomWeight, type WeightType } from './linear';
 import { defineCases } from './operation';
 
 interface Case {
@@ -14,6 +14,8 @@ interface Case {
   weight: WeightType;
   /** Rows of x are tokens, read through the plan's order; else they are the sorted slots. */
   ordered: boolean;
+  /** bf16 activations are quantised, if the weight is f8e4m3. */
+  many?: boolean;
 }
 
 const sizes: Omit<Case, 'name' | 'weight'>[] = [
@@ -23,6 +25,8 @@ const sizes: Omit<Case, 'name' | 'weight'>[] = [
   { rows: 20, topK: 3, experts: 8, zeroExperts: 4, n: 257, k: 33, ordered: false },
   { rows: 60, topK: 2, experts: 3, zeroExperts: 1, n: 40, k: 136, ordered: true },
   { rows: 3, topK: 2, experts: 2, zeroExperts: 50, n: 8, k: 8, ordered: true },
+  { rows: 130, topK: 3, experts: 5, zeroExperts: 2, n: 136, k: 272, ordered: true, many: true },
+  { rows: 300, topK: 2, experts: 4, zeroExperts: 0, n: 257, k: 144, ordered: false, many: true },
 ];
 
 export const groupedLinear = defineCases({
@@ -61,12 +65,14 @@ export const groupedLinear = defineCases({
   },
   reference: (c, { x, order, starts, weight, scale }) => {
     const w = dequantised(weight, scale);
+    const quantised = c.many && scale !== undefined && x.dtype === 'bf16';
+    const values = quantised ? quantisedRows(x) : x.values;
     const out = new Float64Array(starts.values[c.experts]! * c.n);
     for (let expert = 0; expert < c.experts; expert++)
       for (let i = starts.values[expert]!; i < starts.values[expert + 1]!; i++) {
         const source = c.ordered ? Math.floor(order.values[i]! / c.topK) : i;
         for (let j = 0; j < c.n; j++)
-          out[i * c.n + j] = dot(x.values, source * c.k, w, (expert * c.n + j) * c.k, c.k);
+          out[i * c.n + j] = dot(values, source * c.k, w, (expert * c.n + j) * c.k, c.k);
       }
     return { out };
   },

@@ -1,4 +1,4 @@
-import { host, type HostTensor } from '../host-tensor';
+import { decodeF8, encodeF8, host, type HostTensor } from '../host-tensor';
 import type { Random } from '../random';
 import { defineCases } from './operation';
 
@@ -38,6 +38,27 @@ export function dequantised(weight: HostTensor, scale: HostTensor | undefined): 
   });
 }
 
+/**
+ * x as a product with f8e4m3 weights sees it where activations are bf16 and rows are many: in f8e4m3,
+ * with an fp32 scale for each row and 128 columns, the largest value becoming 448.
+ */
+export function quantisedRows(x: HostTensor): Float64Array {
+  const values = Float64Array.from(x.values);
+  const k = x.shape.at(-1)!;
+  for (let row = 0; row < values.length; row += k)
+    for (let begin = row; begin < row + k; begin += scaleBlock) {
+      const block = values.subarray(begin, Math.min(row + k, begin + scaleBlock));
+      const largest = block.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+      const factor = Math.fround(448 / largest);
+      const scale = Math.fround(largest / 448);
+      if (largest > 0)
+        block.forEach((value, i) => {
+          block[i] = decodeF8(encodeF8(Math.fround(value * factor))) * scale;
+        });
+    }
+  return values;
+}
+
 /** x . w over `count` values. */
 export function dot(
   x: ArrayLike<number>,
@@ -61,6 +82,8 @@ interface Case {
   padding?: number;
   /** The output is f32 whatever the type of activations. */
   float?: boolean;
+  /** bf16 activations are quantised, if the weight is f8e4m3. */
+  many?: boolean;
 }
 
 const sizes: Omit<Case, 'name' | 'weight'>[] = [
@@ -74,6 +97,9 @@ const sizes: Omit<Case, 'name' | 'weight'>[] = [
   { rows: 40, n: 768, k: 512, float: true },
   { rows: 16, n: 256, k: 1024, accumulate: true },
   { rows: 100, n: 200, k: 136 },
+  { rows: 65, n: 200, k: 400, many: true },
+  { rows: 130, n: 136, k: 512, accumulate: true, float: true, padding: 16, many: true },
+  { rows: 300, n: 257, k: 272, accumulate: true, many: true },
   { rows: 197, n: 33, k: 600, accumulate: true },
 ];
 
@@ -108,8 +134,10 @@ export const linear = defineCases({
   },
   reference: (c, { x, sum, weight, scale }) => {
     const w = dequantised(weight, scale);
+    const quantised = c.many && scale !== undefined && x.dtype === 'bf16';
+    const values = quantised ? quantisedRows(x) : x.values;
     const out = Float64Array.from({ length: c.rows * c.n }, (_, i) => {
-      return dot(x.values, Math.floor(i / c.n) * c.k, w, (i % c.n) * c.k, c.k);
+      return dot(values, Math.floor(i / c.n) * c.k, w, (i % c.n) * c.k, c.k);
     });
     return { out: sum === undefined ? out : out.map((value, i) => value + sum.values[i]!) };
   },
