@@ -94,18 +94,22 @@ void launch_tiles(const WgmmaProduct& p, int multiprocessors, cudaStream_t strea
   check_launch(operation);
 }
 
-// The large tile reads less for each product; the small one divides better. By the rounds that the
-// busiest cluster works, counted in blocks of rows.
+// Time of the busiest cluster, in that of a row block: a tile costs one more than it has.
+template <class T>
+int64_t cost(const WgmmaProduct& p, int multiprocessors) {
+  const int64_t rows = p.starts ? ceil_div(p.rows, p.experts) : p.rows;
+  const int64_t blocks = ceil_div(rows, T::kBlock), tiles = ceil_div(blocks, T::kRowBlocks);
+  const int64_t all = tiles * p.experts * ceil_div(p.n, T::kCtas * T::kColumns);
+  return ceil_div(all, multiprocessors / T::kCtas) * (ceil_div(blocks, tiles) + 1);
+}
+
+// The large tile reads less for each product; the small one divides better.
 template <DType kType>
 void launch_type(const WgmmaProduct& p, int multiprocessors, cudaStream_t stream,
                  const char* operation) {
   using Large = typename Shapes<kType>::Rows256;
   using Small = typename Shapes<kType>::Rows128;
-  const int64_t clusters = multiprocessors / Large::kCtas;
-  const int64_t large = ceil_div(most_tiles<Large>(p), clusters) * Large::kRowBlocks;
-  const int64_t small = ceil_div(most_tiles<Small>(p), clusters) * Small::kRowBlocks;
-  const bool few = p.rows / p.experts <= Small::kRows;
-  if (few || small * 10 < large * 9)
+  if (cost<Small>(p, multiprocessors) < cost<Large>(p, multiprocessors))
     launch_tiles<Small>(p, multiprocessors, stream, operation);
   else
     launch_tiles<Large>(p, multiprocessors, stream, operation);

@@ -67,8 +67,9 @@ struct Tile {
 };
 
 // Numbers the tiles: experts one after the other; in an expert groups of kGroup row tiles, which walk
-// the columns together, so that what runs at the same time shares both operands. Asked for growing
-// numbers, it walks the experts once.
+// the columns together, so that what runs at the same time shares both operands. An expert's row
+// blocks are divided evenly among as few tiles as can hold them: a tile of few blocks waits for W
+// longer than it computes. Asked for growing numbers, the list walks the experts once.
 template <class T>
 class TileList {
  public:
@@ -87,8 +88,10 @@ class TileList {
     const int within = index - first_, group = within / (T::kGroup * pairs_);
     const int item = within - group * T::kGroup * pairs_;
     const int height = min(T::kGroup, tiles_ - group * T::kGroup);
-    const int row = (group * T::kGroup + item % height) * T::kRows;
-    tile = {expert_, begin_ + row, min(T::kRows, rows_ - row),
+    const int number = group * T::kGroup + item % height;
+    const int block = number * least_ + min(number, taller_);
+    const int rows = (least_ + (number < taller_)) * T::kBlock;
+    tile = {expert_, begin_ + block * T::kBlock, min(rows, rows_ - block * T::kBlock),
             (item / height * T::kCtas + static_cast<int>(cluster_rank())) * T::kColumns};
     return true;
   }
@@ -98,7 +101,10 @@ class TileList {
     expert_ = expert;
     begin_ = params_.starts ? row_of(__ldg(params_.starts + expert)) : 0;
     rows_ = (params_.starts ? row_of(__ldg(params_.starts + expert + 1)) : params_.rows) - begin_;
-    tiles_ = (rows_ + T::kRows - 1) / T::kRows;
+    const int blocks = (rows_ + T::kBlock - 1) / T::kBlock;
+    tiles_ = (blocks + T::kRowBlocks - 1) / T::kRowBlocks;
+    least_ = tiles_ > 0 ? blocks / tiles_ : 0;
+    taller_ = blocks - tiles_ * least_;
   }
   __device__ int row_of(int start) const {
     return min(max(start - params_.first, 0), params_.rows);
@@ -106,7 +112,8 @@ class TileList {
 
   const Params& params_;
   int pairs_, expert_ = 0, begin_ = 0, rows_ = 0, tiles_ = 0;
-  int first_ = 0;  // number of the expert's first tile
+  int least_ = 0, taller_ = 0;  // row blocks of the expert's tiles; tiles that have one more
+  int first_ = 0;               // number of the expert's first tile
 };
 
 // The n-th tile of this cluster: the producer of CTA 0 takes numbers from the counter, one ahead, and
@@ -150,10 +157,11 @@ struct Place {
   }
 };
 
-template <class T>
+// Calls `meanwhile` once, when the ring is full or the tile at its end.
+template <class T, class Meanwhile>
 __device__ inline void load_tile(SharedStorage<T>& shared, const TensorMap& x,
                                  const TensorMap& weight, const Tile& tile, int steps,
-                                 Place<T>& place) {
+                                 Place<T>& place, const Meanwhile& meanwhile) {
   constexpr uint16_t kBoth = 3;
   const int blocks = (tile.rows + T::kBlock - 1) / T::kBlock;
   const auto bytes = static_cast<uint32_t>(blocks * T::kBlockBytes + T::kPanelBytes);
@@ -165,6 +173,7 @@ __device__ inline void load_tile(SharedStorage<T>& shared, const TensorMap& x,
       tma_load_multicast(shared.x[place.stage] + block * T::kBlockBytes, x, full, step * T::kDepth,
                          tile.row + block * T::kBlock, kBoth);
     tma_load(shared.weight[place.stage], weight, full, step * T::kDepth, tile.column, tile.expert);
+    if (step == min(T::kStages, steps) - 1) meanwhile();
   }
 }
 
@@ -177,11 +186,12 @@ __device__ inline void produce(SharedStorage<T>& shared, const TensorMap& x,
   Tile tile;
   if (leader) take_tile<T>(shared, params, 0);
   for (int n = 0;; n++) {
-    if (leader) take_tile<T>(shared, params, n + 1);
     const int index = next_tile<T>(shared, n);
     tile_was_read<T>(shared, n);
     if (!list.find(index, tile)) return;
-    load_tile<T>(shared, x, weight, tile, params.steps, place);
+    load_tile<T>(shared, x, weight, tile, params.steps, place, [&] {
+      if (leader) take_tile<T>(shared, params, n + 1);
+    });
   }
 }
 

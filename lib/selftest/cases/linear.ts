@@ -121,7 +121,9 @@ export const linear = defineCases({
   ),
   inputs: (c, random, act) => ({
     x: host(act, [c.rows, c.k], random.normals(c.rows * c.k), c.padding),
-    sum: c.accumulate ? host(act, [c.rows, c.n], random.normals(c.rows * c.n)) : undefined,
+    sum: c.accumulate
+      ? host(c.float ? 'f32' : act, [c.rows, c.n], random.normals(c.rows * c.n))
+      : undefined,
     ...randomWeight(random, c.weight, [c.n, c.k]),
   }),
   run: (ops, { x, sum, weight, scale }, c) => {
