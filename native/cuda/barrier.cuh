@@ -120,10 +120,11 @@ __device__ __forceinline__ uint32_t cluster_address(uint32_t shared, uint32_t ct
   return remote;
 }
 
-// To the same place of another CTA of the cluster.
-__device__ __forceinline__ void store_remote(int32_t* to, int32_t value, uint32_t cta) {
-  asm volatile("st.shared::cluster.s32 [%0], %1;" ::"r"(cluster_address(shared_address(to), cta)),
-               "r"(value)
+// Sixteen aligned bytes to the same place of another CTA of the cluster.
+__device__ __forceinline__ void store_remote(int4* to, int4 value, uint32_t cta) {
+  asm volatile("st.shared::cluster.v4.s32 [%0], {%1, %2, %3, %4};" ::"r"(
+                   cluster_address(shared_address(to), cta)),
+               "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
                : "memory");
 }
 

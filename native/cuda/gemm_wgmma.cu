@@ -16,8 +16,14 @@ using namespace wgmma_gemm;
 
 template <DType kType>
 struct Shapes {
-  using Rows128 = Traits<kType, 2, 6>;
-  using Rows256 = Traits<kType, 4, 4>;
+  using Small = Traits<kType, 2, 6>;
+  using Large = Traits<kType, 4, 4>;
+};
+// bf16 sums need no second set of registers: 384 rows fit.
+template <>
+struct Shapes<DType::kBF16> {
+  using Small = Traits<DType::kBF16, 2, 6>;
+  using Large = Traits<DType::kBF16, 6, 3>;
 };
 
 bool aligned(const void* data, int64_t bytes) {
@@ -107,8 +113,8 @@ int64_t cost(const WgmmaProduct& p, int multiprocessors) {
 template <DType kType>
 void launch_type(const WgmmaProduct& p, int multiprocessors, cudaStream_t stream,
                  const char* operation) {
-  using Large = typename Shapes<kType>::Rows256;
-  using Small = typename Shapes<kType>::Rows128;
+  using Large = typename Shapes<kType>::Large;
+  using Small = typename Shapes<kType>::Small;
   if (cost<Small>(p, multiprocessors) < cost<Large>(p, multiprocessors))
     launch_tiles<Small>(p, multiprocessors, stream, operation);
   else

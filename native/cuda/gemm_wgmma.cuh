@@ -46,8 +46,24 @@ struct SharedStorage {
   uint64_t full[T::kStages];   // both operands have landed
   uint64_t empty[T::kStages];  // nobody in the cluster reads them any more
   uint64_t tile_known[2], tile_read[2];
-  int32_t tile[2];
+  int4 tile[2];
 };
+
+// Where the operands of a stage lie. A tile of one row block leaves room in it: in f8e4m3 (bf16 avoids
+// such tiles) a stage is then two steps of k, because so small a step is computed faster than the next
+// one comes.
+template <class T>
+__device__ inline int steps_of_stage(int blocks) {
+  return T::kIsF8 && T::kRowBlocks >= 4 && blocks == 1 ? 2 : 1;
+}
+template <class T>
+__device__ inline unsigned char* x_of(SharedStorage<T>& shared, int stage, int block, int i) {
+  return shared.x[stage] + (block + i) * T::kBlockBytes;
+}
+template <class T>
+__device__ inline unsigned char* weight_of(SharedStorage<T>& shared, int stage, int i) {
+  return i == 0 ? shared.weight[stage] : shared.x[stage] + 2 * T::kBlockBytes;
+}
 
 struct Params {
   void* out;                  // bf16 | f32 [rows, n]
@@ -62,38 +78,33 @@ struct Params {
 
 // ---- Which tile is which -----------------------------------------------------------------------------
 
+// What a cluster computes next.
 struct Tile {
-  int expert, row, rows, column;  // rows that exist; column: of the CTA
+  int expert, row, rows, column;  // rows that exist, 0 past the last tile; columns of the first CTA
 };
 
 // Numbers the tiles: experts one after the other; in an expert groups of kGroup row tiles, which walk
-// the columns together, so that what runs at the same time shares both operands. An expert's row
-// blocks are divided evenly among as few tiles as can hold them: a tile of few blocks waits for W
-// longer than it computes. Asked for growing numbers, the list walks the experts once.
+// the columns together, so that what runs at the same time shares both operands. Asked for growing
+// numbers, it walks the experts once.
 template <class T>
 class TileList {
  public:
-  __device__ explicit TileList(const Params& params) : params_(params) {
-    pairs_ = (params.n + T::kCtas * T::kColumns - 1) / (T::kCtas * T::kColumns);
+  __device__ explicit TileList(const Params& params)
+      : params_(params),
+        pairs_((params.n + T::kCtas * T::kColumns - 1) / (T::kCtas * T::kColumns)) {
     enter(0);
   }
 
-  // False past the last tile.
-  __device__ bool find(int index, Tile& tile) {
+  __device__ Tile operator[](int index) {
     while (index - first_ >= tiles_ * pairs_) {
-      if (expert_ + 1 >= params_.experts) return false;
+      if (expert_ + 1 >= params_.experts) return {};
       first_ += tiles_ * pairs_;
       enter(expert_ + 1);
     }
     const int within = index - first_, group = within / (T::kGroup * pairs_);
     const int item = within - group * T::kGroup * pairs_;
     const int height = min(T::kGroup, tiles_ - group * T::kGroup);
-    const int number = group * T::kGroup + item % height;
-    const int block = number * least_ + min(number, taller_);
-    const int rows = (least_ + (number < taller_)) * T::kBlock;
-    tile = {expert_, begin_ + block * T::kBlock, min(rows, rows_ - block * T::kBlock),
-            (item / height * T::kCtas + static_cast<int>(cluster_rank())) * T::kColumns};
-    return true;
+    return row_tile(group * T::kGroup + item % height, item / height * T::kCtas * T::kColumns);
   }
 
  private:
@@ -101,39 +112,53 @@ class TileList {
     expert_ = expert;
     begin_ = params_.starts ? row_of(__ldg(params_.starts + expert)) : 0;
     rows_ = (params_.starts ? row_of(__ldg(params_.starts + expert + 1)) : params_.rows) - begin_;
-    const int blocks = (rows_ + T::kBlock - 1) / T::kBlock;
-    tiles_ = (blocks + T::kRowBlocks - 1) / T::kRowBlocks;
-    least_ = tiles_ > 0 ? blocks / tiles_ : 0;
-    taller_ = blocks - tiles_ * least_;
+    tiles_ = (rows_ + T::kRows - 1) / T::kRows;
   }
   __device__ int row_of(int start) const {
     return min(max(start - params_.first, 0), params_.rows);
   }
 
+  // bf16: an expert's row blocks are divided evenly, because a tile of few blocks waits for W longer
+  // than it computes. f8e4m3: all but the last are full, because the busier warpgroup counts.
+  __device__ Tile row_tile(int number, int column) const {
+    int first = number * T::kRows, rows = T::kRows;
+    if constexpr (!T::kIsF8) {
+      const int blocks = (rows_ + T::kBlock - 1) / T::kBlock;
+      const int least = blocks / tiles_, taller = blocks - least * tiles_;
+      first = (number * least + min(number, taller)) * T::kBlock;
+      rows = (least + (number < taller)) * T::kBlock;
+    }
+    return {expert_, begin_ + first, min(rows, rows_ - first), column};
+  }
+
   const Params& params_;
-  int pairs_, expert_ = 0, begin_ = 0, rows_ = 0, tiles_ = 0;
-  int least_ = 0, taller_ = 0;  // row blocks of the expert's tiles; tiles that have one more
-  int first_ = 0;               // number of the expert's first tile
+  const int pairs_;
+  int expert_ = 0, begin_ = 0, rows_ = 0, tiles_ = 0;
+  int first_ = 0;  // number of the expert's first tile
 };
 
-// The n-th tile of this cluster: the producer of CTA 0 takes numbers from the counter, one ahead, and
-// tells both CTAs.
+// The n-th tile of this cluster: the producer of CTA 0 takes a number from the counter and tells both
+// CTAs which tile that is.
 template <class T>
-__device__ inline void take_tile(SharedStorage<T>& shared, const Params& params, int n) {
+__device__ inline void take_tile(SharedStorage<T>& shared, const Params& params, TileList<T>& list,
+                                 int n) {
   const int slot = n % 2;
   if (n >= 2) barrier_wait_cluster(&shared.tile_read[slot], (n / 2 + 1) % 2);
-  const int32_t index = atomicAdd(params.counter, 1);
+  const Tile tile = list[atomicAdd(params.counter, 1)];
+  const int4 words = make_int4(tile.expert, tile.row, tile.rows, tile.column);
 #pragma unroll
   for (uint32_t cta = 0; cta < T::kCtas; cta++) {
-    store_remote(&shared.tile[slot], index, cta);
+    store_remote(&shared.tile[slot], words, cta);
     barrier_arrive_remote(&shared.tile_known[slot], cta);
   }
 }
 
+// As this CTA sees it: its own columns.
 template <class T>
-__device__ inline int next_tile(SharedStorage<T>& shared, int n) {
+__device__ inline Tile next_tile(SharedStorage<T>& shared, int n) {
   barrier_wait_cluster(&shared.tile_known[n % 2], n / 2 % 2);
-  return *const_cast<volatile int32_t*>(&shared.tile[n % 2]);
+  const volatile int4& words = shared.tile[n % 2];
+  return {words.x, words.y, words.z, words.w + static_cast<int>(cluster_rank()) * T::kColumns};
 }
 
 // By the producer, and by one lane of a consumer's warp when all have read.
@@ -163,17 +188,23 @@ __device__ inline void load_tile(SharedStorage<T>& shared, const TensorMap& x,
                                  const TensorMap& weight, const Tile& tile, int steps,
                                  Place<T>& place, const Meanwhile& meanwhile) {
   constexpr uint16_t kBoth = 3;
-  const int blocks = (tile.rows + T::kBlock - 1) / T::kBlock;
-  const auto bytes = static_cast<uint32_t>(blocks * T::kBlockBytes + T::kPanelBytes);
-  for (int step = 0; step < steps; step++, place.advance()) {
-    uint64_t* full = &shared.full[place.stage];
-    barrier_wait(&shared.empty[place.stage], place.parity ^ 1);
-    barrier_arrive_expect(full, bytes);
-    for (int block = static_cast<int>(cluster_rank()); block < blocks; block += T::kCtas)
-      tma_load_multicast(shared.x[place.stage] + block * T::kBlockBytes, x, full, step * T::kDepth,
-                         tile.row + block * T::kBlock, kBoth);
-    tma_load(shared.weight[place.stage], weight, full, step * T::kDepth, tile.column, tile.expert);
-    if (step == min(T::kStages, steps) - 1) meanwhile();
+  const int rank = static_cast<int>(cluster_rank());
+  const int blocks = (tile.rows + T::kBlock - 1) / T::kBlock, pack = steps_of_stage<T>(blocks);
+  const int stages = (steps + pack - 1) / pack;
+  for (int n = 0; n < stages; n++, place.advance()) {
+    const int stage = place.stage, count = min(pack, steps - n * pack);
+    uint64_t* full = &shared.full[stage];
+    barrier_wait(&shared.empty[stage], place.parity ^ 1);
+    barrier_arrive_expect(
+        full, static_cast<uint32_t>(count * (blocks * T::kBlockBytes + T::kPanelBytes)));
+    for (int i = 0; i < count; i++) {
+      const int k = (n * pack + i) * T::kDepth;
+      for (int block = (rank + i) % T::kCtas; block < blocks; block += T::kCtas)
+        tma_load_multicast(x_of<T>(shared, stage, block, i), x, full, k,
+                           tile.row + block * T::kBlock, kBoth);
+      tma_load(weight_of<T>(shared, stage, i), weight, full, k, tile.column, tile.expert);
+    }
+    if (n == min(T::kStages, stages) - 1) meanwhile();
   }
 }
 
@@ -183,14 +214,13 @@ __device__ inline void produce(SharedStorage<T>& shared, const TensorMap& x,
   const bool leader = cluster_rank() == 0;
   TileList<T> list(params);
   Place<T> place;
-  Tile tile;
-  if (leader) take_tile<T>(shared, params, 0);
+  if (leader) take_tile<T>(shared, params, list, 0);
   for (int n = 0;; n++) {
-    const int index = next_tile<T>(shared, n);
+    const Tile tile = next_tile<T>(shared, n);
     tile_was_read<T>(shared, n);
-    if (!list.find(index, tile)) return;
+    if (tile.rows == 0) return;
     load_tile<T>(shared, x, weight, tile, params.steps, place, [&] {
-      if (leader) take_tile<T>(shared, params, n + 1);
+      if (leader) take_tile<T>(shared, params, list, n + 1);
     });
   }
 }
@@ -219,11 +249,6 @@ __device__ inline void release(SharedStorage<T>& shared, int stage, const Consum
     barrier_signal_remote(&shared.empty[stage], static_cast<uint32_t>(self.lane));
 }
 
-template <class T>
-__device__ inline uint64_t x_descriptor(SharedStorage<T>& shared, int stage, int block) {
-  return wgmma_descriptor(shared.x[stage] + block * T::kBlockBytes);
-}
-
 // bf16: sums stay in the tensor cores' registers from the first step to the last, and one step is
 // always under way.
 template <class T, int kActive>
@@ -232,16 +257,15 @@ __device__ inline void multiply_bf16(SharedStorage<T>& shared, Sums<T>& sums, in
   int previous = 0;
   for (int step = 0; step < steps; step++, place.advance()) {
     barrier_wait(&shared.full[place.stage], place.parity);
-    const uint64_t weight = wgmma_descriptor(shared.weight[place.stage]);
+    const uint64_t weight = wgmma_descriptor(weight_of<T>(shared, place.stage, 0));
+    const uint64_t x = wgmma_descriptor(x_of<T>(shared, place.stage, self.group, 0));
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < T::kInstructions; i++)
+    for (int k = 0; k < T::kInstructions; k++)
 #pragma unroll
       for (int half = 0; half < kActive; half++)
-        wgmma_bf16(
-            sums[half],
-            wgmma_advance(x_descriptor<T>(shared, place.stage, self.group + 2 * half), 32 * i),
-            wgmma_advance(weight, 32 * i), step > 0 || i > 0);
+        wgmma_bf16(sums[half], wgmma_advance(x, 2 * half * T::kBlockBytes + 32 * k),
+                   wgmma_advance(weight, 32 * k), step > 0 || k > 0);
     wgmma_commit();
     wgmma_wait<1>();
     if (step > 0) release<T>(shared, previous, self);
@@ -261,29 +285,31 @@ struct Scales {
 
 template <class T>
 struct ScaleSource {
-  const float* x[T::kHalves][2];
-  int64_t x_stride;
-  const float* weight;
+  const float *x, *weight;  // of the tile's first row
+  int x_stride;
+  int rows[T::kHalves][2];
 
   __device__ ScaleSource(const Params& params, const Tile& tile, const Consumer& self)
-      : x_stride(params.x_scale_stride) {
+      : x(params.x_scale + tile.row), x_stride(static_cast<int>(params.x_scale_stride)) {
 #pragma unroll
     for (int half = 0; half < T::kHalves; half++)
 #pragma unroll
-      for (int i = 0; i < 2; i++)
-        x[half][i] = params.x_scale + min(tile.row + self.row(half) + 8 * i, params.rows - 1);
+      for (int i = 0; i < 2; i++) rows[half][i] = min(self.row(half) + 8 * i, tile.rows - 1);
     const int block = min(tile.column, params.n - 1) / T::kColumns;
     weight = params.weight_scale + tile.expert * params.weight_scale_expert_stride +
              block * params.weight_scale_stride;
   }
 
-  __device__ Scales<T> operator()(int step) const {
+  // Then those of the next step.
+  __device__ Scales<T> next() {
     Scales<T> scales;
 #pragma unroll
     for (int half = 0; half < T::kHalves; half++)
 #pragma unroll
-      for (int i = 0; i < 2; i++) scales.x[half][i] = __ldg(x[half][i] + step * x_stride);
-    scales.weight = __ldg(weight + step);
+      for (int i = 0; i < 2; i++) scales.x[half][i] = __ldg(x + rows[half][i]);
+    scales.weight = __ldg(weight);
+    x += x_stride;
+    weight++;
     return scales;
   }
 };
@@ -301,42 +327,45 @@ __device__ inline void add_scaled(float (&sums)[T::kSums], const float (&step)[T
 }
 
 template <class T, int kActive>
-__device__ inline void multiply_f8(SharedStorage<T>& shared, Sums<T>& sums, int steps,
-                                   Place<T>& place, const Consumer& self,
-                                   const ScaleSource<T>& source) {
+__device__ inline void multiply_f8(SharedStorage<T>& shared, Sums<T>& sums, int steps, int pack,
+                                   Place<T>& place, const Consumer& self, ScaleSource<T> source) {
 #pragma unroll
   for (int half = 0; half < kActive; half++)
 #pragma unroll
     for (int i = 0; i < T::kSums; i++) sums[half][i] = 0;
-  Scales<T> next = source(0);
-  for (int step = 0; step < steps; step++, place.advance()) {
-    const Scales<T> scales = next;
-    next = source(min(step + 1, steps - 1));
+  Scales<T> next = source.next();
+  for (int step = 0; step < steps; step += pack, place.advance()) {
     barrier_wait(&shared.full[place.stage], place.parity);
-    const uint64_t weight = wgmma_descriptor(shared.weight[place.stage]);
+    for (int i = 0; i < pack && step + i < steps; i++) {
+      const Scales<T> scales = next;
+      if (step + i + 1 < steps) next = source.next();
+      const uint64_t weight = wgmma_descriptor(weight_of<T>(shared, place.stage, i));
+      const uint64_t x = wgmma_descriptor(x_of<T>(shared, place.stage, self.group, i));
 #pragma unroll
-    for (int half = 0; half < kActive; half++) {
-      const uint64_t x = x_descriptor<T>(shared, place.stage, self.group + 2 * half);
-      float partial[T::kSums];
-      wgmma_fence();
+      for (int half = 0; half < kActive; half++) {
+        float partial[T::kSums];
+        wgmma_fence();
 #pragma unroll
-      for (int i = 0; i < T::kInstructions; i++)
-        wgmma_e4m3(partial, wgmma_advance(x, 32 * i), wgmma_advance(weight, 32 * i), i > 0);
-      wgmma_commit();
-      wgmma_wait<0>();
-      wgmma_pin(partial);
-      if (half + 1 == kActive) release<T>(shared, place.stage, self);
-      add_scaled<T>(sums[half], partial, scales.x[half][0] * scales.weight,
-                    scales.x[half][1] * scales.weight);
+        for (int k = 0; k < T::kInstructions; k++)
+          wgmma_e4m3(partial, wgmma_advance(x, 2 * half * T::kBlockBytes + 32 * k),
+                     wgmma_advance(weight, 32 * k), k > 0);
+        wgmma_commit();
+        wgmma_wait<0>();
+        wgmma_pin(partial);
+        const bool last = half + 1 == kActive && (i + 1 == pack || step + i + 1 == steps);
+        if (last) release<T>(shared, place.stage, self);
+        add_scaled<T>(sums[half], partial, scales.x[half][0] * scales.weight,
+                      scales.x[half][1] * scales.weight);
+      }
     }
   }
 }
 
 // A warpgroup without rows keeps the ring turning.
 template <class T>
-__device__ inline void skip(SharedStorage<T>& shared, int steps, Place<T>& place,
+__device__ inline void skip(SharedStorage<T>& shared, int steps, int pack, Place<T>& place,
                             const Consumer& self) {
-  for (int step = 0; step < steps; step++, place.advance()) {
+  for (int step = 0; step < steps; step += pack, place.advance()) {
     barrier_wait(&shared.full[place.stage], place.parity);
     release<T>(shared, place.stage, self);
   }
@@ -396,22 +425,26 @@ __device__ inline void store_values(const Params& params, const float* sums, int
   }
 }
 
+// Adds in memory, where nobody else adds: one rounding, as if it were loaded, added and stored.
+__device__ inline void add_pair(float* to, float low, float high) {
+  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)),
+               "f"(low), "f"(high)
+               : "memory");
+}
+
 // f32 in pairs: the four lanes of a row fill a sector.
 template <class T>
 __device__ inline void store_pairs(const Params& params, const float* sums, int64_t row, int column,
                                    int lane) {
   float* out = static_cast<float*>(params.out) + row * params.out_stride + column + lane % 4 * 2;
-  float2 before[T::kSums / 4] = {};
-  if (params.accumulate) {
 #pragma unroll
-    for (int i = 0; i < T::kSums / 4; i++)
-      if (column + 8 * i < params.n) before[i] = *reinterpret_cast<const float2*>(out + 8 * i);
+  for (int i = 0; i < T::kSums / 4; i++) {
+    if (column + 8 * i >= params.n) break;
+    if (params.accumulate)
+      add_pair(out + 8 * i, sums[4 * i], sums[4 * i + 1]);
+    else
+      *reinterpret_cast<float2*>(out + 8 * i) = make_float2(sums[4 * i], sums[4 * i + 1]);
   }
-#pragma unroll
-  for (int i = 0; i < T::kSums / 4; i++)
-    if (column + 8 * i < params.n)
-      *reinterpret_cast<float2*>(out + 8 * i) =
-          make_float2(before[i].x + sums[4 * i], before[i].y + sums[4 * i + 1]);
 }
 
 template <class T, int kActive>
@@ -441,10 +474,11 @@ __device__ inline void store_tile(const Params& params, const Tile& tile, const 
 
 template <class T, int kActive>
 __device__ inline void compute_tile(SharedStorage<T>& shared, const Params& params,
-                                    const Tile& tile, Place<T>& place, const Consumer& self) {
+                                    const Tile& tile, int pack, Place<T>& place,
+                                    const Consumer& self) {
   Sums<T> sums;
   if constexpr (T::kIsF8)
-    multiply_f8<T, kActive>(shared, sums, params.steps, place, self,
+    multiply_f8<T, kActive>(shared, sums, params.steps, pack, place, self,
                             ScaleSource<T>(params, tile, self));
   else
     multiply_bf16<T, kActive>(shared, sums, params.steps, place, self);
@@ -454,21 +488,22 @@ __device__ inline void compute_tile(SharedStorage<T>& shared, const Params& para
 template <class T>
 __device__ inline void consume(SharedStorage<T>& shared, const Params& params) {
   const Consumer self;
-  TileList<T> list(params);
   Place<T> place;
-  Tile tile;
   for (int n = 0;; n++) {
-    const int index = next_tile<T>(shared, n);
+    const Tile tile = next_tile<T>(shared, n);
     __syncwarp();
     if (self.lane == 0) tile_was_read<T>(shared, n);
-    if (!list.find(index, tile)) return;
-    const int blocks = (tile.rows + T::kBlock - 1) / T::kBlock;
-    if (blocks <= self.group)
-      skip<T>(shared, params.steps, place, self);
-    else if (T::kHalves == 1 || blocks <= self.group + T::kConsumers)
-      compute_tile<T, 1>(shared, params, tile, place, self);
+    if (tile.rows == 0) return;
+    const int blocks = (tile.rows + T::kBlock - 1) / T::kBlock, pack = steps_of_stage<T>(blocks);
+    const int active = (blocks - self.group + 1) / T::kConsumers;
+    if (active == 0)
+      skip<T>(shared, params.steps, pack, place, self);
+    else if (active == 1)
+      compute_tile<T, 1>(shared, params, tile, pack, place, self);
+    else if (T::kHalves == 2 || active == 2)
+      compute_tile < T, T::kHalves<2 ? T::kHalves : 2>(shared, params, tile, 1, place, self);
     else
-      compute_tile<T, T::kHalves>(shared, params, tile, place, self);
+      compute_tile<T, T::kHalves>(shared, params, tile, 1, place, self);
   }
 }
 
