@@ -19,12 +19,6 @@ struct Shapes {
   using Small = Traits<kType, 2, 6>;
   using Large = Traits<kType, 4, 4>;
 };
-// bf16 sums need no second set of registers: 384 rows fit.
-template <>
-struct Shapes<DType::kBF16> {
-  using Small = Traits<DType::kBF16, 2, 6>;
-  using Large = Traits<DType::kBF16, 6, 3>;
-};
 
 bool aligned(const void* data, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;

@@ -10,132 +10,15 @@
 // when it is added to the total in fp32. While one warpgroup adds, the other's products run.
 #pragma once
 
-#include <cuda_bf16.h>
-
 #include "cuda/barrier.cuh"
+#include "cuda/gemm_wgmma_store.cuh"
+#include "cuda/gemm_wgmma_tiles.cuh"
 #include "cuda/tma.cuh"
 #include "cuda/wgmma.cuh"
 
 namespace loza::cuda::wgmma_gemm {
 
-// ---- Traits ----------------------------------------------------------------------------------------
-
-template <DType kType_, int kRowBlocks_, int kStages_, int kGroup_ = 8>
-struct Traits {
-  static constexpr DType kType = kType_;
-  static constexpr bool kIsF8 = kType == DType::kF8E4M3;
-  static constexpr int kBlock = 64;  // rows of a wgmma
-  static constexpr int kRowBlocks = kRowBlocks_, kRows = kBlock * kRowBlocks;
-  static constexpr int kColumns = 128, kStages = kStages_;
-  static constexpr int kStepBytes = 128;  // of a row of x or W: what the swizzle covers
-  static constexpr int kDepth = kIsF8 ? 128 : 64;
-  static constexpr int kInstructions = 4;  // of 32 bytes of k each
-  static constexpr int kConsumers = 2, kHalves = kRowBlocks / kConsumers;
-  static constexpr int kThreads = 128 * (kConsumers + 1);
-  static constexpr int kCtas = 2;         // of a cluster
-  static constexpr int kGroup = kGroup_;  // row tiles that walk the columns together
-  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
-  static constexpr int kBlockBytes = kBlock * kStepBytes, kPanelBytes = kColumns * kStepBytes;
-  static constexpr int kSums = kColumns / 2;  // registers of a row block
-};
-
-template <class T>
-struct SharedStorage {
-  alignas(1024) unsigned char x[T::kStages][T::kRowBlocks * T::kBlockBytes];
-  alignas(1024) unsigned char weight[T::kStages][T::kPanelBytes];
-  uint64_t full[T::kStages];   // both operands have landed
-  uint64_t empty[T::kStages];  // nobody in the cluster reads them any more
-  uint64_t tile_known[2], tile_read[2];
-  int4 tile[2];
-};
-
-// Where the operands of a stage lie. A tile of one row block leaves room in it: in f8e4m3 (bf16 avoids
-// such tiles) a stage is then two steps of k, because so small a step is computed faster than the next
-// one comes.
-template <class T>
-__device__ inline int steps_of_stage(int blocks) {
-  return T::kIsF8 && T::kRowBlocks >= 4 && blocks == 1 ? 2 : 1;
-}
-template <class T>
-__device__ inline unsigned char* x_of(SharedStorage<T>& shared, int stage, int block, int i) {
-  return shared.x[stage] + (block + i) * T::kBlockBytes;
-}
-template <class T>
-__device__ inline unsigned char* weight_of(SharedStorage<T>& shared, int stage, int i) {
-  return i == 0 ? shared.weight[stage] : shared.x[stage] + 2 * T::kBlockBytes;
-}
-
-struct Params {
-  void* out;                  // bf16 | f32 [rows, n]
-  const float* x_scale;       // f32 [steps, x_scale_stride]; f8e4m3 only
-  const float* weight_scale;  // f32 [experts, ceil(n / 128), steps]; f8e4m3 only
-  const int32_t* starts;      // i32 [experts + 1], or null
-  int32_t* counter;           // i32 [1]
-  int64_t out_stride, x_scale_stride, weight_scale_stride, weight_scale_expert_stride;
-  int first, rows, n, experts, steps;
-  bool out_is_f32, accumulate, vectors;  // vectors: out can be written 16 bytes at a time
-};
-
-// ---- Which tile is which -----------------------------------------------------------------------------
-
-// What a cluster computes next.
-struct Tile {
-  int expert, row, rows, column;  // rows that exist, 0 past the last tile; columns of the first CTA
-};
-
-// Numbers the tiles: experts one after the other; in an expert groups of kGroup row tiles, which walk
-// the columns together, so that what runs at the same time shares both operands. Asked for growing
-// numbers, it walks the experts once.
-template <class T>
-class TileList {
- public:
-  __device__ explicit TileList(const Params& params)
-      : params_(params),
-        pairs_((params.n + T::kCtas * T::kColumns - 1) / (T::kCtas * T::kColumns)) {
-    enter(0);
-  }
-
-  __device__ Tile operator[](int index) {
-    while (index - first_ >= tiles_ * pairs_) {
-      if (expert_ + 1 >= params_.experts) return {};
-      first_ += tiles_ * pairs_;
-      enter(expert_ + 1);
-    }
-    const int within = index - first_, group = within / (T::kGroup * pairs_);
-    const int item = within - group * T::kGroup * pairs_;
-    const int height = min(T::kGroup, tiles_ - group * T::kGroup);
-    return row_tile(group * T::kGroup + item % height, item / height * T::kCtas * T::kColumns);
-  }
-
- private:
-  __device__ void enter(int expert) {
-    expert_ = expert;
-    begin_ = params_.starts ? row_of(__ldg(params_.starts + expert)) : 0;
-    rows_ = (params_.starts ? row_of(__ldg(params_.starts + expert + 1)) : params_.rows) - begin_;
-    tiles_ = (rows_ + T::kRows - 1) / T::kRows;
-  }
-  __device__ int row_of(int start) const {
-    return min(max(start - params_.first, 0), params_.rows);
-  }
-
-  // bf16: an expert's row blocks are divided evenly, because a tile of few blocks waits for W longer
-  // than it computes. f8e4m3: all but the last are full, because the busier warpgroup counts.
-  __device__ Tile row_tile(int number, int column) const {
-    int first = number * T::kRows, rows = T::kRows;
-    if constexpr (!T::kIsF8) {
-      const int blocks = (rows_ + T::kBlock - 1) / T::kBlock;
-      const int least = blocks / tiles_, taller = blocks - least * tiles_;
-      first = (number * least + min(number, taller)) * T::kBlock;
-      rows = (least + (number < taller)) * T::kBlock;
-    }
-    return {expert_, begin_ + first, min(rows, rows_ - first), column};
-  }
-
-  const Params& params_;
-  const int pairs_;
-  int expert_ = 0, begin_ = 0, rows_ = 0, tiles_ = 0;
-  int first_ = 0;  // number of the expert's first tile
-};
+// ---- take a tile -------------------------------------------------------------------------------------
 
 // The n-th tile of this cluster: the producer of CTA 0 takes a number from the counter and tells both
 // CTAs which tile that is.
@@ -189,15 +72,16 @@ __device__ inline void load_tile(SharedStorage<T>& shared, const TensorMap& x,
                                  Place<T>& place, const Meanwhile& meanwhile) {
   constexpr uint16_t kBoth = 3;
   const int rank = static_cast<int>(cluster_rank());
-  const int blocks = (tile.rows + T::kBlock - 1) / T::kBlock, pack = steps_of_stage<T>(blocks);
-  const int stages = (steps + pack - 1) / pack;
+  const int blocks = (tile.rows + T::kBlock - 1) / T::kBlock,
+            pack = steps_of_stage<T>(blocks, steps);
+  const int stages = steps / pack;
   for (int n = 0; n < stages; n++, place.advance()) {
-    const int stage = place.stage, count = min(pack, steps - n * pack);
+    const int stage = place.stage;
     uint64_t* full = &shared.full[stage];
     barrier_wait(&shared.empty[stage], place.parity ^ 1);
-    barrier_arrive_expect(
-        full, static_cast<uint32_t>(count * (blocks * T::kBlockBytes + T::kPanelBytes)));
-    for (int i = 0; i < count; i++) {
+    barrier_arrive_expect(full,
+                          static_cast<uint32_t>(pack * (blocks * T::kBlockBytes + T::kPanelBytes)));
+    for (int i = 0; i < pack; i++) {
       const int k = (n * pack + i) * T::kDepth;
       for (int block = (rank + i) % T::kCtas; block < blocks; block += T::kCtas)
         tma_load_multicast(x_of<T>(shared, stage, block, i), x, full, k,
@@ -227,21 +111,6 @@ __device__ inline void produce(SharedStorage<T>& shared, const TensorMap& x,
 
 // ---- compute -----------------------------------------------------------------------------------------
 
-template <class T>
-using Sums = float[T::kHalves][T::kSums];
-
-// What a consumer warp knows of itself.
-struct Consumer {
-  int group, warp, lane;  // warpgroup, warp of it, lane
-
-  __device__ Consumer()
-      : group(static_cast<int>(threadIdx.x) / 128 - 1),
-        warp(static_cast<int>(threadIdx.x) / 32 % 4),
-        lane(static_cast<int>(threadIdx.x) % 32) {}
-  // The first of the thread's two rows (the other is 8 further) in one of its row blocks.
-  __device__ int row(int half) const { return (group + 2 * half) * 64 + warp * 16 + lane / 4; }
-};
-
 // The warp reads the stage no more: said to the producers of both CTAs.
 template <class T>
 __device__ inline void release(SharedStorage<T>& shared, int stage, const Consumer& self) {
@@ -251,21 +120,24 @@ __device__ inline void release(SharedStorage<T>& shared, int stage, const Consum
 
 // bf16: sums stay in the tensor cores' registers from the first step to the last, and one step is
 // always under way.
-template <class T, int kActive>
+template <class T, int kActive, int kPack>
 __device__ inline void multiply_bf16(SharedStorage<T>& shared, Sums<T>& sums, int steps,
                                      Place<T>& place, const Consumer& self) {
   int previous = 0;
-  for (int step = 0; step < steps; step++, place.advance()) {
+  for (int step = 0; step < steps; step += kPack, place.advance()) {
     barrier_wait(&shared.full[place.stage], place.parity);
-    const uint64_t weight = wgmma_descriptor(weight_of<T>(shared, place.stage, 0));
-    const uint64_t x = wgmma_descriptor(x_of<T>(shared, place.stage, self.group, 0));
     wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < T::kInstructions; k++)
+    for (int i = 0; i < kPack; i++) {
+      const uint64_t weight = wgmma_descriptor(weight_of<T>(shared, place.stage, i));
+      const uint64_t x = wgmma_descriptor(x_of<T>(shared, place.stage, self.group, i));
 #pragma unroll
-      for (int half = 0; half < kActive; half++)
-        wgmma_bf16(sums[half], wgmma_advance(x, 2 * half * T::kBlockBytes + 32 * k),
-                   wgmma_advance(weight, 32 * k), step > 0 || k > 0);
+      for (int k = 0; k < T::kInstructions; k++)
+#pragma unroll
+        for (int half = 0; half < kActive; half++)
+          wgmma_bf16(sums[half], wgmma_advance(x, 2 * half * T::kBlockBytes + 32 * k),
+                     wgmma_advance(weight, 32 * k), step > 0 || i > 0 || k > 0);
+    }
     wgmma_commit();
     wgmma_wait<1>();
     if (step > 0) release<T>(shared, previous, self);
@@ -326,17 +198,18 @@ __device__ inline void add_scaled(float (&sums)[T::kSums], const float (&step)[T
   }
 }
 
-template <class T, int kActive>
-__device__ inline void multiply_f8(SharedStorage<T>& shared, Sums<T>& sums, int steps, int pack,
+template <class T, int kActive, int kPack>
+__device__ inline void multiply_f8(SharedStorage<T>& shared, Sums<T>& sums, int steps,
                                    Place<T>& place, const Consumer& self, ScaleSource<T> source) {
 #pragma unroll
   for (int half = 0; half < kActive; half++)
 #pragma unroll
     for (int i = 0; i < T::kSums; i++) sums[half][i] = 0;
   Scales<T> next = source.next();
-  for (int step = 0; step < steps; step += pack, place.advance()) {
+  for (int step = 0; step < steps; step += kPack, place.advance()) {
     barrier_wait(&shared.full[place.stage], place.parity);
-    for (int i = 0; i < pack && step + i < steps; i++) {
+#pragma unroll
+    for (int i = 0; i < kPack; i++) {
       const Scales<T> scales = next;
       if (step + i + 1 < steps) next = source.next();
       const uint64_t weight = wgmma_descriptor(weight_of<T>(shared, place.stage, i));
@@ -352,8 +225,7 @@ __device__ inline void multiply_f8(SharedStorage<T>& shared, Sums<T>& sums, int 
         wgmma_commit();
         wgmma_wait<0>();
         wgmma_pin(partial);
-        const bool last = half + 1 == kActive && (i + 1 == pack || step + i + 1 == steps);
-        if (last) release<T>(shared, place.stage, self);
+        if (half + 1 == kActive && i + 1 == kPack) release<T>(shared, place.stage, self);
         add_scaled<T>(sums[half], partial, scales.x[half][0] * scales.weight,
                       scales.x[half][1] * scales.weight);
       }
@@ -371,117 +243,17 @@ __device__ inline void skip(SharedStorage<T>& shared, int steps, int pack, Place
   }
 }
 
-// ---- store -------------------------------------------------------------------------------------------
-
-__device__ inline uint32_t pack(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
-// Four lanes hold four words each; lane j of them receives word j of all, in the order of lanes.
-__device__ inline uint4 transpose_quad(const uint32_t (&words)[4]) {
-  constexpr uint32_t kAll = 0xffffffffu;
-  const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
-  const uint32_t low = __shfl_xor_sync(kAll, odd ? words[0] : words[1], 1);
-  const uint32_t high = __shfl_xor_sync(kAll, odd ? words[2] : words[3], 1);
-  const uint2 first = odd ? make_uint2(low, words[1]) : make_uint2(words[0], low);
-  const uint2 second = odd ? make_uint2(high, words[3]) : make_uint2(words[2], high);
-  const uint32_t x = __shfl_xor_sync(kAll, upper ? first.x : second.x, 2);
-  const uint32_t y = __shfl_xor_sync(kAll, upper ? first.y : second.y, 2);
-  return upper ? make_uint4(x, y, second.x, second.y) : make_uint4(first.x, first.y, x, y);
-}
-
-// One of the thread's rows, as vectors of eight bf16: `sums` from the row's first register on.
-template <class T>
-__device__ inline void store_vectors(const Params& params, const float* sums, int64_t row,
-                                     bool exists, int column, int lane) {
-  __nv_bfloat16* out = static_cast<__nv_bfloat16*>(params.out) + row * params.out_stride;
-#pragma unroll
-  for (int i = 0; i < T::kSums; i += 16) {
-    const uint32_t words[4] = {pack(sums[i], sums[i + 1]), pack(sums[i + 4], sums[i + 5]),
-                               pack(sums[i + 8], sums[i + 9]), pack(sums[i + 12], sums[i + 13])};
-    const uint4 vector = transpose_quad(words);
-    const int at = column + 2 * i + lane % 4 * 8;
-    if (exists && at < params.n) *reinterpret_cast<uint4*>(out + at) = vector;
-  }
-}
-
-template <class Out>
-__device__ inline void store_value(Out* to, float value, bool accumulate) {
-  if (accumulate) value += static_cast<float>(*to);
-  *to = static_cast<Out>(value);
-}
-
-// The same, value by value.
-template <class T, class Out>
-__device__ inline void store_values(const Params& params, const float* sums, int64_t row,
-                                    int column, int lane) {
-  Out* out = static_cast<Out*>(params.out) + row * params.out_stride;
-#pragma unroll
-  for (int i = 0; i < T::kSums; i += 4) {
-    const int at = column + 2 * i + lane % 4 * 2;
-    if (at < params.n) store_value(out + at, sums[i], params.accumulate);
-    if (at + 1 < params.n) store_value(out + at + 1, sums[i + 1], params.accumulate);
-  }
-}
-
-// Adds in memory, where nobody else adds: one rounding, as if it were loaded, added and stored.
-__device__ inline void add_pair(float* to, float low, float high) {
-  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)),
-               "f"(low), "f"(high)
-               : "memory");
-}
-
-// f32 in pairs: the four lanes of a row fill a sector.
-template <class T>
-__device__ inline void store_pairs(const Params& params, const float* sums, int64_t row, int column,
-                                   int lane) {
-  float* out = static_cast<float*>(params.out) + row * params.out_stride + column + lane % 4 * 2;
-#pragma unroll
-  for (int i = 0; i < T::kSums / 4; i++) {
-    if (column + 8 * i >= params.n) break;
-    if (params.accumulate)
-      add_pair(out + 8 * i, sums[4 * i], sums[4 * i + 1]);
-    else
-      *reinterpret_cast<float2*>(out + 8 * i) = make_float2(sums[4 * i], sums[4 * i + 1]);
-  }
-}
-
-template <class T, int kActive>
-__device__ inline void store_tile(const Params& params, const Tile& tile, const Sums<T>& sums,
-                                  const Consumer& self) {
-#pragma unroll
-  for (int half = 0; half < kActive; half++) {
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const int within = self.row(half) + 8 * i;
-      const int64_t row = tile.row + within;
-      const bool exists = within < tile.rows;
-      const float* values = sums[half] + 2 * i;
-      if (params.vectors && !params.out_is_f32)
-        store_vectors<T>(params, values, row, exists, tile.column, self.lane);
-      else if (exists && params.vectors)
-        store_pairs<T>(params, values, row, tile.column, self.lane);
-      else if (exists && params.out_is_f32)
-        store_values<T, float>(params, values, row, tile.column, self.lane);
-      else if (exists)
-        store_values<T, __nv_bfloat16>(params, values, row, tile.column, self.lane);
-    }
-  }
-}
-
 // ---- kernel ------------------------------------------------------------------------------------------
 
-template <class T, int kActive>
+template <class T, int kActive, int kPack>
 __device__ inline void compute_tile(SharedStorage<T>& shared, const Params& params,
-                                    const Tile& tile, int pack, Place<T>& place,
-                                    const Consumer& self) {
+                                    const Tile& tile, Place<T>& place, const Consumer& self) {
   Sums<T> sums;
   if constexpr (T::kIsF8)
-    multiply_f8<T, kActive>(shared, sums, params.steps, pack, place, self,
-                            ScaleSource<T>(params, tile, self));
+    multiply_f8<T, kActive, kPack>(shared, sums, params.steps, place, self,
+                                   ScaleSource<T>(params, tile, self));
   else
-    multiply_bf16<T, kActive>(shared, sums, params.steps, place, self);
+    multiply_bf16<T, kActive, kPack>(shared, sums, params.steps, place, self);
   store_tile<T, kActive>(params, tile, sums, self);
 }
 
@@ -494,16 +266,17 @@ __device__ inline void consume(SharedStorage<T>& shared, const Params& params) {
     __syncwarp();
     if (self.lane == 0) tile_was_read<T>(shared, n);
     if (tile.rows == 0) return;
-    const int blocks = (tile.rows + T::kBlock - 1) / T::kBlock, pack = steps_of_stage<T>(blocks);
+    const int blocks = (tile.rows + T::kBlock - 1) / T::kBlock,
+              pack = steps_of_stage<T>(blocks, params.steps);
     const int active = (blocks - self.group + 1) / T::kConsumers;
     if (active == 0)
       skip<T>(shared, params.steps, pack, place, self);
+    else if (pack == 2)
+      compute_tile<T, 1, 2>(shared, params, tile, place, self);
     else if (active == 1)
-      compute_tile<T, 1>(shared, params, tile, pack, place, self);
-    else if (T::kHalves == 2 || active == 2)
-      compute_tile < T, T::kHalves<2 ? T::kHalves : 2>(shared, params, tile, 1, place, self);
+      compute_tile<T, 1, 1>(shared, params, tile, place, self);
     else
-      compute_tile<T, T::kHalves>(shared, params, tile, 1, place, self);
+      compute_tile<T, T::kHalves, 1>(shared, params, tile, place, self);
   }
 }
 
