@@ -8,7 +8,7 @@ namespace loza::cuda::wgmma_gemm {
 
 // ---- Traits ----------------------------------------------------------------------------------------
 
-template <DType kType_, int kRowBlocks_, int kStages_, int kGroup_ = 8, bool kEven_ = true>
+template <DType kType_, int kRowBlocks_, int kStages_, int kGroup_ = 8>
 struct Traits {
   static constexpr DType kType = kType_;
   static constexpr bool kIsF8 = kType == DType::kF8E4M3;
@@ -20,8 +20,7 @@ struct Traits {
   static constexpr int kInstructions = 4;  // of 32 bytes of k each
   static constexpr int kConsumers = 2, kHalves = kRowBlocks / kConsumers;
   static constexpr int kThreads = 128 * (kConsumers + 1);
-  static constexpr int kCtas = 2;  // of a cluster
-  static constexpr bool kEven = kEven_;
+  static constexpr int kCtas = 2;         // of a cluster
   static constexpr int kGroup = kGroup_;  // row tiles that walk the columns together
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static constexpr int kBlockBytes = kBlock * kStepBytes, kPanelBytes = kColumns * kStepBytes;
@@ -106,15 +105,17 @@ class TileList {
     return min(max(start - params_.first, 0), params_.rows);
   }
 
-  // bf16: an expert's row blocks are divided evenly, because a tile of few blocks waits for W longer
-  // than it computes. f8e4m3: all but the last are full, because the busier warpgroup counts.
+  // f8e4m3: all tiles but the last are full, because the busier warpgroup counts. bf16: the last two
+  // share what is left, because a tile of few rows races ahead of its neighbours through W, and what
+  // it read has left L2 when they come.
   __device__ Tile row_tile(int number, int column) const {
     int first = number * T::kRows, rows = T::kRows;
-    if constexpr (!T::kIsF8 && T::kEven) {
-      const int blocks = (rows_ + T::kBlock - 1) / T::kBlock;
-      const int least = blocks / tiles_, taller = blocks - least * tiles_;
-      first = (number * least + min(number, taller)) * T::kBlock;
-      rows = (least + (number < taller)) * T::kBlock;
+    const int before = tiles_ - 2;  // tiles that are full
+    if (!T::kIsF8 && before >= 0 && number >= before) {
+      const int blocks = (rows_ + T::kBlock - 1) / T::kBlock - before * T::kRowBlocks;
+      const int upper = (blocks + 1) / 2 * T::kBlock;
+      first = before * T::kRows + (number > before ? upper : 0);
+      rows = number > before ? T::kRows : upper;
     }
     return {expert_, begin_ + first, min(rows, rows_ - first), column};
   }
