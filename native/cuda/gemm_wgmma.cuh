@@ -275,6 +275,8 @@ __device__ inline void consume(SharedStorage<T>& shared, const Params& params) {
       compute_tile<T, 1, 2>(shared, params, tile, place, self);
     else if (active == 1)
       compute_tile<T, 1, 1>(shared, params, tile, place, self);
+    else if (active == 2 && T::kHalves > 2)
+      compute_tile<T, T::kHalves - 1, 1>(shared, params, tile, place, self);
     else
       compute_tile<T, T::kHalves, 1>(shared, params, tile, place, self);
   }

@@ -18,7 +18,7 @@ struct Traits {
   static constexpr int kStepBytes = 128;  // of a row of x or W: what the swizzle covers
   static constexpr int kDepth = kIsF8 ? 128 : 64;
   static constexpr int kInstructions = 4;  // of 32 bytes of k each
-  static constexpr int kConsumers = 2, kHalves = kRowBlocks / kConsumers;
+  static constexpr int kConsumers = 2, kHalves = (kRowBlocks + 1) / kConsumers;
   static constexpr int kThreads = 128 * (kConsumers + 1);
   static constexpr int kCtas = 2;         // of a cluster
   static constexpr int kGroup = kGroup_;  // row tiles that walk the columns together
