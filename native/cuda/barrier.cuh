@@ -35,6 +35,12 @@ __device__ __forceinline__ void barrier_arrive_expect(uint64_t* barrier, uint32_
       : "memory");
 }
 
+// One arrival, once this thread's cp_async copies so far are done.
+__device__ __forceinline__ void barrier_arrive_after_copies(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
 // The same barrier of another CTA of the cluster, after ordinary writes that it may then read.
 __device__ __forceinline__ void barrier_arrive_remote(uint64_t* barrier, uint32_t cta) {
   asm volatile(
@@ -126,6 +132,18 @@ __device__ __forceinline__ void store_remote(int4* to, int4 value, uint32_t cta)
                    cluster_address(shared_address(to), cta)),
                "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
                : "memory");
+}
+
+// Stores 16 bytes at such an address, asynchronously; counts them at the mbarrier at `barrier`, an
+// address of the same CTA.
+__device__ __forceinline__ void cluster_store(uint32_t to, const float (&values)[4],
+                                              uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[1])),
+      "r"(__float_as_uint(values[2])), "r"(__float_as_uint(values[3])), "r"(barrier)
+      : "memory");
 }
 
 // ---- Proxies and registers -------------------------------------------------------------------------
