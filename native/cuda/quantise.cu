@@ -5,6 +5,7 @@
 // Grid: x = groups of 8 rows, y = pairs of blocks; a warp an item of either.
 #include "cuda/quantise.h"
 
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/reduce.cuh"
 #include "cuda/types.cuh"
@@ -41,6 +42,7 @@ __device__ __forceinline__ uint2 narrow_f8(const float (&values)[kVector], float
 
 __global__ void __launch_bounds__(kWarps* kWarpSize)
     quantise_kernel(const __grid_constant__ QuantiseParams params) {
+  launch_dependents();  // products of few rows load weights meanwhile
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int64_t first = (int64_t{blockIdx.x} * kWarps + warp) * kRows;

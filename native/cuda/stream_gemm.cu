@@ -40,28 +40,26 @@ TensorMap x_map(const Tensor& x, bool gathered) {
 template <class T>
 StreamParams params_of(const StreamProduct& product, const StreamPlan& plan) {
   const Tensor &out = product.out, &weight = product.weight, &scale = product.weight_scale;
-  const auto boxes = static_cast<int>(ceil_div(weight.dim(-1), T::kDepth));
-  const int partials = plan.split > 1 ? T::kPartialBytes : 0;
-  const int room = (kSharedLimit - static_cast<int>(sizeof(StreamStorage<T>)) - partials) / T::kStageBytes;
+  const Tensor& x_scale = product.x_scale;
+  constexpr int kRoom = (kSharedLimit - static_cast<int>(sizeof(StreamStorage<T>))) / T::kStageBytes;
+  static_assert(kRoom >= 2 && 2 * T::kStageBytes >= T::kTile * T::kRows * 4);
   return {.out = out.data,
           .weight_scale = scale.as<const float>(),
-          .x_scale = product.x_scale.as<const float>(),
+          .x_scale = x_scale.as<const float>(),
           .starts = product.starts.as<const int32_t>(),
           .order = product.order.as<const int32_t>(),
           .out_stride = out.stride(0),
           .weight_scale_stride = scale ? scale.stride(-2) : 0,
           .weight_scale_expert_stride = scale && scale.rank == 3 ? scale.stride(0) : 0,
-          .x_scale_row_stride = product.x_scale ? static_cast<int>(product.x_scale.stride(0)) : 0,
-          .x_scale_block_stride = product.x_scale ? static_cast<int>(product.x_scale.stride(1)) : 0,
+          .x_scale_row_stride = x_scale ? x_scale.stride(0) : 0,
+          .x_scale_block_stride = x_scale ? x_scale.stride(1) : 0,
           .rows = static_cast<int>(out.dim(0)),
           .n = static_cast<int>(weight.dim(-2)),
           .experts = static_cast<int>(experts_of(product)),
           .top_k = product.top_k,
-          .boxes = boxes,
-          .steps = (boxes + T::kBoxes - 1) / T::kBoxes,
+          .boxes = static_cast<int>(ceil_div(weight.dim(-1), T::kDepth)),
           .split = plan.split,
-          .stages = std::min({plan.stages, room, kMostStages}),
-          .trigger = plan.trigger,
+          .stages = std::min(kRoom, kMostStages),
           .out_is_f32 = out.dtype == DType::kF32,
           .accumulate = product.accumulate};
 }
@@ -79,22 +77,19 @@ template <class T>
 void launch_plan(const StreamProduct& product, const StreamPlan& plan, cudaStream_t stream,
                  const char* operation) {
   const StreamParams params = params_of<T>(product, plan);
-  loza::check(params.stages >= 2 && params.split <= params.steps, operation, ": ", params.stages,
-              " stages, ", params.steps, " steps for ", params.split, " CTAs");
-  const int partials = plan.split > 1 ? T::kPartialBytes : 0;
-  const size_t shared =
-      sizeof(StreamStorage<T>) + static_cast<size_t>(params.stages * T::kStageBytes + partials);
   allow_shared(stream_kernel<T>, kSharedLimit, operation);
-  const int64_t clusters = std::min<int64_t>(most_units<T>(product), plan.ctas / plan.split);
+  const int64_t units = most_units<T>(product);
+  const int64_t ctas = plan.split > 1 ? units * plan.split : std::min<int64_t>(units, plan.ctas);
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
   attributes[1].id = cudaLaunchAttributeClusterDimension;
   attributes[1].val.clusterDim = {static_cast<unsigned>(plan.split), 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(clusters * plan.split));
+  config.gridDim = dim3(static_cast<unsigned>(ctas));
   config.blockDim = dim3(T::kThreads);
-  config.dynamicSmemBytes = shared;
+  config.dynamicSmemBytes =
+      sizeof(StreamStorage<T>) + static_cast<size_t>(params.stages) * T::kStageBytes;
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = plan.split > 1 ? 2 : 1;
@@ -106,16 +101,9 @@ void launch_plan(const StreamProduct& product, const StreamPlan& plan, cudaStrea
 template <class Weight, int kRows>
 void launch_tile(const StreamProduct& product, const StreamPlan& plan, cudaStream_t stream,
                  const char* operation) {
-#ifdef LOZA_STREAM_VARIANTS
-  if (plan.boxes == 2) {
-    if (plan.tile == 64)
-      return launch_plan<StreamTraits<Weight, kRows, 64, 2>>(product, plan, stream, operation);
-    return launch_plan<StreamTraits<Weight, kRows, 128, 2>>(product, plan, stream, operation);
-  }
-#endif
   if (plan.tile == 64)
-    return launch_plan<StreamTraits<Weight, kRows, 64, 1>>(product, plan, stream, operation);
-  launch_plan<StreamTraits<Weight, kRows, 128, 1>>(product, plan, stream, operation);
+    return launch_plan<StreamTraits<Weight, kRows, 64>>(product, plan, stream, operation);
+  launch_plan<StreamTraits<Weight, kRows, 128>>(product, plan, stream, operation);
 }
 
 template <class Weight>
@@ -127,30 +115,42 @@ void launch_rows(const StreamProduct& product, const StreamPlan& plan, cudaStrea
   launch_tile<Weight, 64>(product, plan, stream, operation);
 }
 
+// Among how many CTAs k is shared, by the weight's shape alone. First so many that there is work for
+// all multiprocessors, then as long as each CTA has enough to read that its start and end matter
+// little. Counted for the tile of 64.
+int split_of(const Tensor& weight) {
+  constexpr int64_t kMost = 8, kFewUnits = 100, kManyUnits = 384;
+  constexpr int64_t kLeastBoxes = 6, kEnoughBytes = 128 * 1024;
+  const int64_t columns = ceil_div(weight.dim(-2), 64);
+  const int64_t boxes = ceil_div(weight.dim(-1) * size_of(weight.dtype), 128);
+  int64_t split = 1;
+  while (split < kMost && columns * split < kManyUnits && boxes >= 2 * split * kLeastBoxes &&
+         (columns * split < kFewUnits || boxes * 64 * 128 > 2 * split * kEnoughBytes))
+    split *= 2;
+  return static_cast<int>(split);
+}
+
 }  // namespace
 
-bool can_stream(const StreamProduct& product) {
-  return rows_aligned(product.x, 16, 1) && rows_aligned(product.weight, 16, product.weight.rank - 1);
-}
-
 StreamPlan plan_stream(const StreamProduct& product, int multiprocessors) {
+  constexpr int64_t kEnoughUnits = 160;
   const Tensor& weight = product.weight;
-  const int64_t columns = ceil_div(weight.dim(-2), 64);
-  const int64_t steps = ceil_div(weight.dim(-1) * size_of(weight.dtype), 128);
-  int split = 1;
-  while (!product.starts && split < 8 && columns * split < 2 * multiprocessors - 8 && steps >= 8 * split)
-    split *= 2;
-  const int64_t rows = product.starts ? product.x.dim(0) : product.out.dim(0);
-  return {.rows = static_cast<int>(std::min<int64_t>(rows, 64)),
-          .tile = 128,
-          .boxes = 1,
+  const int ctas = 2 * multiprocessors;
+  if (product.starts) {
+    // Experts are never equally loaded: a tile of twice the average holds the rows of most.
+    const int64_t rows = 2 * product.out.dim(0) / experts_of(product);
+    return {.rows = static_cast<int>(rows), .tile = 128, .split = 1, .ctas = ctas};
+  }
+  const int split = split_of(weight);
+  const bool large = ceil_div(weight.dim(0), 128) * split >= kEnoughUnits;
+  return {.rows = static_cast<int>(product.out.dim(0)),
+          .tile = large ? 128 : 64,
           .split = split,
-          .ctas = multiprocessors,
-          .stages = kMostStages};
+          .ctas = ctas};
 }
 
-void stream_product(const StreamProduct& product, const StreamPlan& plan, cudaStream_t stream,
-                    const char* operation) {
+void launch_stream(const StreamProduct& product, const StreamPlan& plan, cudaStream_t stream,
+                   const char* operation) {
   if (product.weight.dtype == DType::kF8E4M3)
     launch_rows<F8>(product, plan, stream, operation);
   else

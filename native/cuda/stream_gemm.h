@@ -1,4 +1,4 @@
-// Products of at most 64 rows with a large matrix, or with experts' matrices: see stream_gemm.cuh.
+// Products of few rows with a large matrix, or with experts' matrices: see stream_gemm.cuh.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,7 +12,7 @@ namespace loza::cuda {
 struct StreamProduct {
   Tensor out;           // bf16 | f32 [rows, n]
   Tensor x;             // bf16 [rows, k], or f8e4m3 where the weight is
-  Tensor x_scale;       // f32 [rows, ceil(k / 128)], any strides; only with f8e4m3
+  Tensor x_scale;       // f32 [rows of x, ceil(k / 128)], any strides; only with f8e4m3
   Tensor weight;        // bf16 | f8e4m3 [n, k] or [experts, n, k]
   Tensor weight_scale;  // f32 [(experts,) ceil(n / 128), ceil(k / 128)]; only with f8e4m3
   Tensor starts;        // i32 [experts + 1]; only with experts
@@ -23,21 +23,18 @@ struct StreamProduct {
 
 // How the work is cut. `split` alone decides how sums are rounded.
 struct StreamPlan {
-  int rows;    // of x in a tile: 8, 16, 32 or 64
-  int tile;    // rows of the weight a CTA: 64 or 128
-  int boxes;   // 128-byte pieces of a row of the weight a stage
-  int split;   // CTAs that share k: 1, 2, 4 or 8
-  int ctas;    // at most
-  int stages;  // at most
-  int trigger = 1;
+  int rows;   // of x in a tile, rounded up to 8, 16, 32 or 64; all of them unless there are experts
+  int tile;   // rows of the weight a CTA: 64 or 128
+  int split;  // CTAs that share k: 1, 2, 4 or 8
+  int ctas;   // at most, without a split
 };
 
-// Whether bulk copies can read the operands.
-bool can_stream(const StreamProduct& product);
-
+// One matrix: at most 64 rows.
 StreamPlan plan_stream(const StreamProduct& product, int multiprocessors);
 
-void stream_product(const StreamProduct& product, const StreamPlan& plan, cudaStream_t stream,
-                    const char* operation);
+// Rows of x and of the weight are aligned to 16 bytes. Weights that one matrix needs first are loaded
+// before the kernels before this one have ended.
+void launch_stream(const StreamProduct& product, const StreamPlan& plan, cudaStream_t stream,
+                   const char* operation);
 
 }  // namespace loza::cuda

@@ -1,6 +1,6 @@
 import { host } from '../host-tensor';
 import { planOf, randomIds } from './expert-plan';
-import { dequantised, dot, quantisedRows, randomWeight, type WeightType } from './linear';
+import { asMultiplied, dequantised, dot, randomWeight, type WeightType } from './linear';
 import { defineCases } from './operation';
 
 interface Case {
@@ -14,8 +14,6 @@ interface Case {
   weight: WeightType;
   /** Rows of x are tokens, read through the plan's order; else they are the sorted slots. */
   ordered: boolean;
-  /** bf16 activations are quantised, if the weight is f8e4m3. */
-  many?: boolean;
 }
 
 const sizes: Omit<Case, 'name' | 'weight'>[] = [
@@ -24,9 +22,12 @@ const sizes: Omit<Case, 'name' | 'weight'>[] = [
   { rows: 20, topK: 3, experts: 8, zeroExperts: 4, n: 33, k: 257, ordered: true },
   { rows: 20, topK: 3, experts: 8, zeroExperts: 4, n: 257, k: 33, ordered: false },
   { rows: 60, topK: 2, experts: 3, zeroExperts: 1, n: 40, k: 136, ordered: true },
+  { rows: 1, topK: 8, experts: 40, zeroExperts: 9, n: 200, k: 512, ordered: true },
+  { rows: 33, topK: 4, experts: 16, zeroExperts: 8, n: 136, k: 272, ordered: true },
+  { rows: 40, topK: 3, experts: 6, zeroExperts: 1, n: 65, k: 144, ordered: false },
   { rows: 3, topK: 2, experts: 2, zeroExperts: 50, n: 8, k: 8, ordered: true },
-  { rows: 130, topK: 3, experts: 5, zeroExperts: 2, n: 136, k: 272, ordered: true, many: true },
-  { rows: 300, topK: 2, experts: 4, zeroExperts: 0, n: 257, k: 144, ordered: false, many: true },
+  { rows: 130, topK: 3, experts: 5, zeroExperts: 2, n: 136, k: 272, ordered: true },
+  { rows: 300, topK: 2, experts: 4, zeroExperts: 0, n: 257, k: 144, ordered: false },
 ];
 
 export const groupedLinear = defineCases({
@@ -65,8 +66,7 @@ export const groupedLinear = defineCases({
   },
   reference: (c, { x, order, starts, weight, scale }) => {
     const w = dequantised(weight, scale);
-    const quantised = c.many && scale !== undefined && x.dtype === 'bf16';
-    const values = quantised ? quantisedRows(x) : x.values;
+    const values = asMultiplied(x, scale);
     const out = new Float64Array(starts.values[c.experts]! * c.n);
     for (let expert = 0; expert < c.experts; expert++)
       for (let i = starts.values[expert]!; i < starts.values[expert + 1]!; i++) {

@@ -1,7 +1,7 @@
 // The experts' matrices: rows starts[e] to starts[e + 1] of `out` are W[e] times the rows of x that
-// `order` names. Many rows an expert: gemm_wgmma.h, for which the rows are first put in order (bf16)
-// or quantised in order (f8e4m3), a part of them at a time. Else the tiles of gemm_tile.cuh. There
-// the host knows only how many slots there are, so the grid covers what any split of them among the
+// `order` names. Few rows an expert: few_rows.h. Many: gemm_wgmma.h, for which the rows are first put
+// in order (bf16) or quantised in order (f8e4m3), a part of them at a time. f32 weights, and what bulk
+// copies cannot read: the tiles of gemm_tile.cuh. There the host knows only how many slots there are, so the grid covers what any split of them among the
 // experts could need, and each CTA finds its own rows:
 //   tiles   expert e owns the row tiles from starts[e] / T + e on, a number that grows by at least
 //           the tiles that e needs from one expert to the next: slots / T + experts tiles in all.
@@ -13,6 +13,7 @@
 
 #include "cuda/barrier.cuh"
 #include "cuda/cuda_ops.h"
+#include "cuda/few_rows.h"
 #include "cuda/gemm_tile.cuh"
 #include "cuda/gemm_wgmma.h"
 #include "cuda/launch.h"
@@ -299,11 +300,23 @@ bool has_many_rows(const GroupedLinearParams& params) {
          params.x.stride(0) >= params.x.dim(1) && wgmma_can(product_of(params));
 }
 
+bool run_few_rows(const GroupedLinearParams& params, CudaStream& stream) {
+  return multiply_few_rows({.out = params.out,
+                            .x = params.x,
+                            .weight = params.weight,
+                            .weight_scale = params.scale,
+                            .starts = params.starts,
+                            .order = params.order,
+                            .top_k = params.top_k},
+                           stream, kName);
+}
+
 }  // namespace
 
 void launch(const GroupedLinearParams& params, CudaStream& stream) {
   if (params.out.elements() == 0 || params.weight.dim(0) == 0) return;
   if (has_many_rows(params)) return run_parts(params, stream);
+  if (run_few_rows(params, stream)) return;
   const GroupedParams grouped = grouped_of(params);
   switch (params.weight.dtype) {
     case DType::kBF16:

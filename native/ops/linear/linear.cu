@@ -1,5 +1,6 @@
-// out = x W^T, or out += x W^T. Four ways, by what limits them:
-//   few rows          the gemv kernel below: reads W once, at the speed of memory
+// out = x W^T, or out += x W^T. The ways, by what limits them:
+//   few rows          few_rows.h: reads W once, at the speed of memory (f8 weights: x quantised too)
+//   f32 weights, or few rows that bulk copies cannot read: the gemv kernel below
 //   bf16 weights      the matrix library, or where it is missing gemm_wgmma.h
 //   f8 weights, many rows: x quantised too, and gemm_wgmma.h
 //   everything else   the tiles of gemm_tile.cuh
@@ -9,6 +10,7 @@
 
 #include "cuda/barrier.cuh"
 #include "cuda/cuda_ops.h"
+#include "cuda/few_rows.h"
 #include "cuda/gemm_tile.cuh"
 #include "cuda/gemm_wgmma.h"
 #include "cuda/launch.h"
@@ -319,6 +321,17 @@ bool run_wgmma(const LinearParams& params, CudaStream& stream) {
   return true;
 }
 
+// ---- few rows ----------------------------------------------------------------------------------
+
+bool run_few_rows(const LinearParams& params, CudaStream& stream) {
+  return multiply_few_rows({.out = params.out,
+                            .x = params.x,
+                            .weight = params.weight,
+                            .weight_scale = params.scale,
+                            .accumulate = params.accumulate},
+                           stream, kName);
+}
+
 // ---- the other ways ----------------------------------------------------------------------------
 
 bool run_library(const LinearParams& params, CudaStream& stream) {
@@ -370,6 +383,7 @@ constexpr int64_t kManyRows = 65;
 
 void run_bf16(const LinearParams& params, CudaStream& stream) {
   const int64_t rows = params.x.dim(0);
+  if (run_few_rows(params, stream)) return;
   if (rows <= kGemvRows) return run_gemv<Bf16>(params, stream);
   if (run_library(params, stream)) return;
   if (rows >= kManyRows && run_wgmma(params, stream)) return;
@@ -378,6 +392,7 @@ void run_bf16(const LinearParams& params, CudaStream& stream) {
 
 void run_f8(const LinearParams& params, CudaStream& stream) {
   const int64_t rows = params.x.dim(0);
+  if (run_few_rows(params, stream)) return;
   if (rows <= kGemvRows) return run_gemv<F8>(params, stream);
   if (rows >= kManyRows && run_wgmma(params, stream)) return;
   launch_dense_rows<F8, true>(dense_of(params), stream.multiprocessors(), stream.handle(), kName);
