@@ -134,14 +134,16 @@ __device__ __forceinline__ void store_remote(int4* to, int4 value, uint32_t cta)
                : "memory");
 }
 
-// Loads 16 bytes from such an address.
-__device__ __forceinline__ float4 cluster_load(uint32_t from) {
-  float4 values;
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(values.x), "=f"(values.y), "=f"(values.z), "=f"(values.w)
-               : "r"(from)
-               : "memory");
-  return values;
+// Stores 16 bytes at such an address, asynchronously; counts them at the mbarrier at `barrier`, an
+// address of the same CTA.
+__device__ __forceinline__ void cluster_store(uint32_t to, const float (&values)[4],
+                                              uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[1])),
+      "r"(__float_as_uint(values[2])), "r"(__float_as_uint(values[3])), "r"(barrier)
+      : "memory");
 }
 
 // ---- Proxies and registers -------------------------------------------------------------------------

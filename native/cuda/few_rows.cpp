@@ -51,8 +51,7 @@ void quantise(StreamProduct& product, CudaStream& stream, const char* operation)
        .scale_stride = layout.scale_stride},
       stream.handle(), operation);
   product.x = matrix(scratch, DType::kF8E4M3, {rows, k}, {k, 1});
-  product.x_scale =
-      matrix(scale, DType::kF32, {rows, (k + 127) / 128}, {1, layout.scale_stride});
+  product.x_scale = matrix(scale, DType::kF32, {rows, (k + 127) / 128}, {1, layout.scale_stride});
 }
 
 }  // namespace

@@ -41,8 +41,9 @@ template <class T>
 StreamParams params_of(const StreamProduct& product, const StreamPlan& plan) {
   const Tensor &out = product.out, &weight = product.weight, &scale = product.weight_scale;
   const Tensor& x_scale = product.x_scale;
-  constexpr int kRoom = (kSharedLimit - static_cast<int>(sizeof(StreamStorage<T>))) / T::kStageBytes;
-  static_assert(kRoom >= 2 && 2 * T::kStageBytes >= T::kTile * T::kRows * 4);
+  constexpr auto kFixed = static_cast<int>(sizeof(StreamStorage<T>));
+  static_assert(kFixed + T::kPartialBytes + 2 * T::kStageBytes <= kSharedLimit);
+  const int room = kSharedLimit - kFixed - (plan.split > 1 ? T::kPartialBytes : 0);
   return {.out = out.data,
           .weight_scale = scale.as<const float>(),
           .x_scale = x_scale.as<const float>(),
@@ -59,7 +60,7 @@ StreamParams params_of(const StreamProduct& product, const StreamPlan& plan) {
           .top_k = product.top_k,
           .boxes = static_cast<int>(ceil_div(weight.dim(-1), T::kDepth)),
           .split = plan.split,
-          .stages = std::min(kRoom, kMostStages),
+          .stages = std::min(room / T::kStageBytes, kMostStages),
           .out_is_f32 = out.dtype == DType::kF32,
           .accumulate = product.accumulate};
 }
@@ -88,8 +89,7 @@ void launch_plan(const StreamProduct& product, const StreamPlan& plan, cudaStrea
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(ctas));
   config.blockDim = dim3(T::kThreads);
-  config.dynamicSmemBytes =
-      sizeof(StreamStorage<T>) + static_cast<size_t>(params.stages) * T::kStageBytes;
+  config.dynamicSmemBytes = kSharedLimit;
   config.stream = stream;
   config.attrs = attributes;
   config.numAttrs = plan.split > 1 ? 2 : 1;
@@ -115,17 +115,18 @@ void launch_rows(const StreamProduct& product, const StreamPlan& plan, cudaStrea
   launch_tile<Weight, 64>(product, plan, stream, operation);
 }
 
-// Among how many CTAs k is shared, by the weight's shape alone. First so many that there is work for
-// all multiprocessors, then as long as each CTA has enough to read that its start and end matter
-// little. Counted for the tile of 64.
+constexpr int64_t kEnoughCtas = 160;
+
+// Among how many CTAs k is shared, by the weight's shape alone. A split costs a microsecond or two:
+// short rows are not split where tiles of 64 give work to most multiprocessors, the others until
+// tiles of 128 give it to all.
 int split_of(const Tensor& weight) {
-  constexpr int64_t kMost = 8, kFewUnits = 100, kManyUnits = 384;
-  constexpr int64_t kLeastBoxes = 6, kEnoughBytes = 128 * 1024;
-  const int64_t columns = ceil_div(weight.dim(-2), 64);
-  const int64_t boxes = ceil_div(weight.dim(-1) * size_of(weight.dtype), 128);
+  constexpr int64_t kMost = 8, kShortRow = 4096, kMostSmallTiles = 100, kLeastBoxes = 6;
+  const int64_t n = weight.dim(-2), bytes = weight.dim(-1) * size_of(weight.dtype);
+  if (bytes <= kShortRow && ceil_div(n, 64) >= kMostSmallTiles) return 1;
   int64_t split = 1;
-  while (split < kMost && columns * split < kManyUnits && boxes >= 2 * split * kLeastBoxes &&
-         (columns * split < kFewUnits || boxes * 64 * 128 > 2 * split * kEnoughBytes))
+  while (split < kMost && ceil_div(n, 128) * split < kEnoughCtas &&
+         bytes >= 2 * split * kLeastBoxes * 128)
     split *= 2;
   return static_cast<int>(split);
 }
@@ -133,7 +134,6 @@ int split_of(const Tensor& weight) {
 }  // namespace
 
 StreamPlan plan_stream(const StreamProduct& product, int multiprocessors) {
-  constexpr int64_t kEnoughUnits = 160;
   const Tensor& weight = product.weight;
   const int ctas = 2 * multiprocessors;
   if (product.starts) {
@@ -142,7 +142,7 @@ StreamPlan plan_stream(const StreamProduct& product, int multiprocessors) {
     return {.rows = static_cast<int>(rows), .tile = 128, .split = 1, .ctas = ctas};
   }
   const int split = split_of(weight);
-  const bool large = ceil_div(weight.dim(0), 128) * split >= kEnoughUnits;
+  const bool large = ceil_div(weight.dim(0), 128) * split >= kEnoughCtas;
   return {.rows = static_cast<int>(product.out.dim(0)),
           .tile = large ? 128 : 64,
           .split = split,

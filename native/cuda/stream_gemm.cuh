@@ -6,9 +6,9 @@
 // Operands are swapped: W's rows are the side of 64 of wgmma, x's rows the other (8 to 64). A unit of
 // work is kTile rows of W, shared along k by the CTAs of a cluster (`split`), each of which streams
 // its share through a ring of stages: one warp starts the bulk copies, the others multiply. At the
-// end the CTAs leave their sums in shared memory and each adds up some of the columns, in the order
-// of k. Without a split the grid is persistent: CTA c takes units c, c + CTAs, ..., and loads run
-// ahead into the next unit.
+// end each CTA sends its sums to the CTAs that own them, which add them in the order of k. Without a
+// split the grid is persistent: CTA c takes units c, c + CTAs, ..., and loads run ahead into the next
+// unit.
 //
 // Sums depend on n, k and the row alone: neither on the other rows nor on how many there are.
 #pragma once
@@ -41,7 +41,7 @@ struct StreamTraits {
   static constexpr int kStageBytes = kBoxes * (kWeightBytes + kXBytes);
   static constexpr int kSums = kRows / 2;    // a thread
   static constexpr int kChunks = kRows / 8;  // of four sums
-  static constexpr uint32_t kConsumersBarrier = 1;
+  static constexpr int kPartialBytes = 512 * kRows;
 };
 
 // The CTAs of a cluster share k in pieces of so many boxes, whatever a stage holds.
@@ -49,13 +49,13 @@ inline constexpr int kShareBoxes = 2;
 
 inline constexpr int kMostStages = 16;
 
-// What lies in shared memory before the stages (each: weights, then x).
+// What lies in shared memory before the stages (each: weights, then x) and the partial sums.
 template <class T>
 struct alignas(1024) StreamStorage {
   uint64_t full[kMostStages], empty[kMostStages];
+  uint64_t partials;  // those that come to this CTA
   alignas(8) float x_scales[T::kQuantised ? kMostStages : 1][T::kBoxes][T::kRows];
 };
-
 
 struct StreamParams {
   void* out;                  // bf16 | f32 [rows, n]
@@ -89,6 +89,7 @@ struct StreamTask {
   __device__ unsigned char* stage(int slot) const {
     return memory + sizeof(StreamStorage<T>) + slot * T::kStageBytes;
   }
+  __device__ unsigned char* partials() const { return stage(params.stages); }
   // Two rows of x each.
   __device__ const float2* x_scales(int slot, int box) const {
     return reinterpret_cast<const float2*>(storage().x_scales[slot][box]);
@@ -238,6 +239,7 @@ template <class T>
 __device__ inline void produce(const StreamTask<T>& task) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   int early = load_early(task);
+  if (task.params.split > 1) cluster_wait();
   wait_for_prerequisites();
   RingPlace place;
   StreamWalk walk;
@@ -372,59 +374,60 @@ __device__ inline void store_chunk(const StreamParams& params, const StreamUnit&
       store_value(params, unit.first + row + i % 2, column + i / 2 * 8, values[i]);
 }
 
-// Adds up the cluster's sums, item by item, and stores them. A thread's loads are all under way before
-// the first is needed.
+// Which CTA of a cluster adds up the sums of which warps' columns.
 template <class T>
-__device__ inline void add_partials(const StreamTask<T>& task, const StreamUnit& unit) {
-  constexpr int kItems = T::kWarps * T::kChunks * 32, kLoads = 8;
-  static_assert(kLoads >= T::kChunks);
-  const int split = task.params.split, share = kItems / split;
-  const int rounds = __ffs(split) - 1;  // split is 1 << rounds
-  const uint32_t from = shared_address(task.stage(0)) + static_cast<uint32_t>(task.rank() * share * 16);
-  float4 parts[kLoads];
+struct Ownership {
+  int split;
+  __device__ int owner(int warp) const { return warp * split / T::kWarps; }
+  __device__ int owners() const { return min(split, T::kWarps); }
+  __device__ int warps() const { return T::kWarps / owners(); }  // of one owner
+  __device__ bool owns(int rank) const { return rank % (split / owners()) == 0; }
+  __device__ int first_warp(int rank) const { return rank * T::kWarps / split; }
+};
+
+// Partial sums lie [split][warp of the owner][chunk][lane], four sums an item.
+template <class T>
+__device__ inline void send_partials(const StreamSums<T>& sums, const StreamTask<T>& task) {
+  const Ownership<T> share{task.params.split};
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int owner = share.owner(warp);
+  const int block = task.rank() * share.warps() + warp - share.first_warp(owner);
+  const auto cta = static_cast<uint32_t>(owner);
+  const uint32_t to =
+      cluster_address(shared_address(task.partials() + (block * T::kChunks * 32 + lane) * 16), cta);
+  const uint32_t barrier = cluster_address(shared_address(&task.storage().partials), cta);
 #pragma unroll
-  for (int i = 0; i < kLoads; i++) {
-    const int item = static_cast<int>(threadIdx.x) + (i >> rounds) * T::kConsumers;
-    const auto cta = static_cast<uint32_t>(i & (split - 1));
-    if (item < share)
-      parts[i] = cluster_load(cluster_address(from + static_cast<uint32_t>(item * 16), cta));
-  }
-  float4 sum = {};
-#pragma unroll
-  for (int i = 0; i < kLoads; i++) {
-    const int local = static_cast<int>(threadIdx.x) + (i >> rounds) * T::kConsumers;
-    const int item = task.rank() * share + local, cta = i & (split - 1);
-    if (local >= share) break;
-    const float4 next = parts[i];
-    sum = cta == 0 ? next
-                   : make_float4(sum.x + next.x, sum.y + next.y, sum.z + next.z, sum.w + next.w);
-    if (cta == split - 1)
-      store_chunk<T>(task.params, unit, item / (T::kChunks * 32), item / 32 % T::kChunks, item % 32,
-                     sum);
+  for (int i = 0; i < T::kChunks; i++) {
+    const float values[4] = {sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]};
+    cluster_store(to + static_cast<uint32_t>(i * 32 * 16), values, barrier);
   }
 }
 
-// The CTAs of a cluster leave their sums where the stages were, all of which were read:
-// [warp][chunk][lane], four sums an item. Each adds up an even share of the items.
+// Adds up what the cluster sent here, if anything, and stores it.
 template <class T>
-__device__ inline void combine(const StreamSums<T>& sums, const StreamTask<T>& task,
-                               const StreamUnit& unit) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  auto* partials = reinterpret_cast<float4*>(task.stage(0));
-  named_barrier_sync(T::kConsumersBarrier, T::kConsumers);
-#pragma unroll
-  for (int i = 0; i < T::kChunks; i++)
-    partials[(warp * T::kChunks + i) * 32 + lane] =
-        make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
-  cluster_arrive();
-  cluster_wait();
-  add_partials(task, unit);
-  cluster_arrive();  // nobody leaves while others read
-  cluster_wait();
+__device__ inline void add_partials(const StreamTask<T>& task, const StreamUnit& unit) {
+  const Ownership<T> share{task.params.split};
+  if (!share.owns(task.rank())) return;
+  const int items = share.warps() * T::kChunks * 32;
+  const auto* partials = reinterpret_cast<const float4*>(task.partials());
+  if (threadIdx.x == 0)
+    barrier_arrive_expect(&task.storage().partials,
+                          static_cast<uint32_t>(task.params.split * items * 16));
+  barrier_wait(&task.storage().partials, 0);
+  for (int item = static_cast<int>(threadIdx.x); item < items; item += T::kConsumers) {
+    float4 sum = partials[item];
+    for (int i = 1; i < task.params.split; i++) {
+      const float4 next = partials[i * items + item];
+      sum = make_float4(sum.x + next.x, sum.y + next.y, sum.z + next.z, sum.w + next.w);
+    }
+    store_chunk<T>(task.params, unit, share.first_warp(task.rank()) + item / (T::kChunks * 32),
+                   item / 32 % T::kChunks, item % 32, sum);
+  }
 }
 
 template <class T>
 __device__ inline void consume(const StreamTask<T>& task) {
+  if (task.params.split > 1) cluster_wait();
   wait_for_prerequisites();
   RingPlace place;
   StreamWalk walk;
@@ -436,7 +439,10 @@ __device__ inline void consume(const StreamTask<T>& task) {
       multiply_scaled(sums, task, unit, place);
     else
       multiply_plain(sums, task, place);
-    if (task.params.split > 1) return combine(sums, task, unit);
+    if (task.params.split > 1) {  // then this was the cluster's only unit
+      send_partials(sums, task);
+      return add_partials(task, unit);
+    }
 #pragma unroll
     for (int i = 0; i < T::kChunks; i++)
       store_chunk<T>(task.params, unit, static_cast<int>(threadIdx.x) / 32, i,
@@ -454,6 +460,7 @@ __device__ inline void init_barriers(const StreamTask<T>& task) {
     barrier_init(&storage.full[i], T::kQuantised ? 33 : 1);  // with scales, each lane arrives too
     barrier_init(&storage.empty[i], T::kWarps);
   }
+  barrier_init(&storage.partials, 1);
   barrier_init_fence();
 }
 
@@ -466,6 +473,7 @@ __global__ void __launch_bounds__(T::kThreads, 2)
   if (threadIdx.x == 0) init_barriers(task);
   __syncthreads();
   launch_dependents();
+  if (params.split > 1) cluster_arrive();  // waited for before anything is sent
   if (threadIdx.x >= T::kConsumers)
     produce(task);
   else
