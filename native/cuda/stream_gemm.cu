@@ -115,7 +115,7 @@ void launch_rows(const StreamProduct& product, const StreamPlan& plan, cudaStrea
   launch_tile<Weight, 64>(product, plan, stream, operation);
 }
 
-constexpr int64_t kEnoughCtas = 160;
+constexpr int64_t kEnoughCtas = 140;
 
 // Among how many CTAs k is shared, by the weight's shape alone. A split costs a microsecond or two:
 // short rows are not split where tiles of 64 give work to most multiprocessors, the others until
