@@ -267,8 +267,10 @@ __device__ inline void produce(const StreamTask<T>& task) {
 template <class T>
 using StreamSums = float[T::kSums];
 
+// Once all lanes of the warp have read what they want of the stage.
 template <class T>
 __device__ inline void release_stage(const StreamTask<T>& task, int slot) {
+  __syncwarp();
   if (threadIdx.x % 32 == 0) barrier_arrive(&task.storage().empty[slot]);
 }
 
