@@ -1,8 +1,9 @@
 // The experts' matrices: rows starts[e] to starts[e + 1] of `out` are W[e] times the rows of x that
 // `order` names. Few rows an expert: few_rows.h. Many: gemm_wgmma.h, for which the rows are first put
 // in order (bf16) or quantised in order (f8e4m3), a part of them at a time. f32 weights, and what bulk
-// copies cannot read: the tiles of gemm_tile.cuh. There the host knows only how many slots there are, so the grid covers what any split of them among the
-// experts could need, and each CTA finds its own rows:
+// copies cannot read: the tiles of gemm_tile.cuh. There the host knows only how many slots there
+// are, so the grid covers what any split of them among the experts could need, and each CTA finds
+// its own rows:
 //   tiles   expert e owns the row tiles from starts[e] / T + e on, a number that grows by at least
 //           the tiles that e needs from one expert to the next: slots / T + experts tiles in all.
 //   slots   with fewer slots than that, CTA i works when slot i is the first of a tile of T rows.
