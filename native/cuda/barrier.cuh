@@ -35,6 +35,12 @@ __device__ __forceinline__ void barrier_arrive_expect(uint64_t* barrier, uint32_
       : "memory");
 }
 
+// One arrival, once this thread's cp_async copies so far are done.
+__device__ __forceinline__ void barrier_arrive_after_copies(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
 // The same barrier of another CTA of the cluster, after ordinary writes that it may then read.
 __device__ __forceinline__ void barrier_arrive_remote(uint64_t* barrier, uint32_t cta) {
   asm volatile(

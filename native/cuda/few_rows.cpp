@@ -1,5 +1,7 @@
 #include "cuda/few_rows.h"
 
+#include <array>
+
 #include "cuda/quantise.h"
 
 namespace loza::cuda {
@@ -18,39 +20,38 @@ bool streamable(const Tensor& tensor) {
   return true;
 }
 
-Tensor matrix(void* data, DType dtype, int64_t rows, int64_t columns, int64_t stride) {
+Tensor matrix(void* data, DType dtype, std::array<int64_t, 2> shape,
+              std::array<int64_t, 2> strides) {
   Tensor view;
   view.data = data;
   view.dtype = dtype;
   view.rank = 2;
-  view.shape = {rows, columns};
-  view.strides = {stride, 1};
+  view.shape = {shape[0], shape[1]};
+  view.strides = {strides[0], strides[1]};
   return view;
 }
 
-// Where rows are gathered, they are quantised in the order of the slots; slots of no expert are left.
+// Rows of x that are slots end where the experts' slots do; rows that are gathered are all needed.
 void quantise(StreamProduct& product, CudaStream& stream, const char* operation) {
   const Tensor x = product.x;
-  const int64_t rows = product.out.dim(0), k = x.dim(1);
+  const int64_t rows = x.dim(0), k = x.dim(1);
+  const bool slots = product.starts && !product.order;
   const QuantisedRows layout = quantised_rows(rows, k);
   std::byte* scratch = stream.scratch(layout.bytes);
   auto* scale = reinterpret_cast<float*>(scratch + layout.scale_offset);
   launch_quantise(
       {.x = x.data,
-       .order = product.order.as<int32_t>(),
-       .rows_in_use =
-           product.starts ? product.starts.as<int32_t>() + product.weight.dim(0) : nullptr,
+       .order = nullptr,
+       .rows_in_use = slots ? product.starts.as<int32_t>() + product.weight.dim(0) : nullptr,
        .out = scratch,
        .scale = scale,
        .x_stride = x.stride(0),
        .rows = rows,
        .k = k,
-       .scale_stride = layout.scale_stride,
-       .top_k = product.top_k},
+       .scale_stride = layout.scale_stride},
       stream.handle(), operation);
-  product.x = matrix(scratch, DType::kF8E4M3, rows, k, k);
-  product.x_scale = matrix(scale, DType::kF32, (k + 127) / 128, rows, layout.scale_stride);
-  product.order = {};
+  product.x = matrix(scratch, DType::kF8E4M3, {rows, k}, {k, 1});
+  product.x_scale = matrix(scale, DType::kF32, {rows, (k + 127) / 128}, {1, layout.scale_stride});
 }
 
 }  // namespace

@@ -38,28 +38,22 @@ TensorMap x_map(const Tensor& x, bool gathered) {
 }
 
 template <class T>
-TensorMap x_scale_map(const Tensor& scale) {
-  if constexpr (!T::kQuantised) return {};
-  const uint64_t sizes[2] = {static_cast<uint64_t>(scale.dim(1)),
-                             static_cast<uint64_t>(scale.dim(0))};
-  const uint64_t strides[1] = {stride_bytes(scale, 0)};
-  const uint32_t box[2] = {T::kRows, 1};
-  return make_tensor_map(scale.dtype, scale.data, sizes, strides, box, Swizzle::kNone);
-}
-
-template <class T>
 StreamParams params_of(const StreamProduct& product, const StreamPlan& plan) {
   const Tensor &out = product.out, &weight = product.weight, &scale = product.weight_scale;
+  const Tensor& x_scale = product.x_scale;
   constexpr auto kFixed = static_cast<int>(sizeof(StreamStorage<T>));
   static_assert(kFixed + T::kPartialBytes + 2 * T::kStageBytes <= kSharedLimit);
   const int room = kSharedLimit - kFixed - (plan.split > 1 ? T::kPartialBytes : 0);
   return {.out = out.data,
           .weight_scale = scale.as<const float>(),
+          .x_scale = x_scale.as<const float>(),
           .starts = product.starts.as<const int32_t>(),
           .order = product.order.as<const int32_t>(),
           .out_stride = out.stride(0),
           .weight_scale_stride = scale ? scale.stride(-2) : 0,
           .weight_scale_expert_stride = scale && scale.rank == 3 ? scale.stride(0) : 0,
+          .x_scale_row_stride = x_scale ? x_scale.stride(0) : 0,
+          .x_scale_block_stride = x_scale ? x_scale.stride(1) : 0,
           .rows = static_cast<int>(out.dim(0)),
           .n = static_cast<int>(weight.dim(-2)),
           .experts = static_cast<int>(experts_of(product)),
@@ -100,8 +94,7 @@ void launch_plan(const StreamProduct& product, const StreamPlan& plan, cudaStrea
   config.attrs = attributes;
   config.numAttrs = plan.split > 1 ? 2 : 1;
   check(cudaLaunchKernelEx(&config, stream_kernel<T>, weight_map<T>(product.weight),
-                           x_map<T>(product.x, static_cast<bool>(product.order)),
-                           x_scale_map<T>(product.x_scale), params),
+                           x_map<T>(product.x, static_cast<bool>(product.order)), params),
         operation);
 }
 

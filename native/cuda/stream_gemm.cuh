@@ -54,15 +54,17 @@ template <class T>
 struct alignas(1024) StreamStorage {
   uint64_t full[kMostStages], empty[kMostStages];
   uint64_t partials;  // those that come to this CTA
-  alignas(128) float x_scales[T::kQuantised ? kMostStages : 1][T::kBoxes][std::max(T::kRows, 32)];
+  alignas(8) float x_scales[T::kQuantised ? kMostStages : 1][T::kBoxes][T::kRows];
 };
 
 struct StreamParams {
   void* out;                  // bf16 | f32 [rows, n]
   const float* weight_scale;  // f32 [experts, ceil(n / 128), ceil(k / 128)]; f8e4m3 only
+  const float* x_scale;       // f32 [rows of x, ceil(k / 128)], by strides; f8e4m3 only
   const int32_t* starts;      // [experts + 1], or null: one matrix, all rows
   const int32_t* order;       // [slots], or null: rows of x as they lie
   int64_t out_stride, weight_scale_stride, weight_scale_expert_stride;
+  int64_t x_scale_row_stride, x_scale_block_stride;
   int rows, n, experts, top_k;
   int boxes;  // pieces of 128 bytes of k
   int split, stages;
@@ -76,9 +78,8 @@ struct StreamUnit {
 
 template <class T>
 struct StreamTask {
-  const TensorMap& weight;   // [experts, n, k], boxes of kTile x 128 bytes
-  const TensorMap& x;        // [rows, k], boxes of kRows x 128 bytes, or of one row where gathered
-  const TensorMap& x_scale;  // [ceil(k / 128), rows], boxes of 1 x kRows; f8e4m3 only
+  const TensorMap& weight;  // [experts, n, k], boxes of kTile x 128 bytes
+  const TensorMap& x;       // [rows, k], boxes of kRows x 128 bytes, or of one row where gathered
   const StreamParams& params;
   unsigned char* memory;
 
@@ -168,13 +169,31 @@ __device__ inline void load_weights(const StreamTask<T>& task, const StreamUnit&
                                     int slot) {
   uint64_t* full = &task.storage().full[slot];
   const int rows = task.params.order ? unit.count : T::kRows;
-  constexpr int kFixed = T::kWeightBytes + (T::kQuantised ? T::kRows * 4 : 0);
-  barrier_arrive_expect(full, static_cast<uint32_t>(T::kBoxes * (kFixed + rows * 128)));
+  barrier_arrive_expect(full, static_cast<uint32_t>(T::kBoxes * (T::kWeightBytes + rows * 128)));
 #pragma unroll
   for (int box = 0; box < T::kBoxes; box++)
     tma_load(task.stage(slot) + box * T::kWeightBytes, task.weight, full,
              (step * T::kBoxes + box) * T::kDepth, unit.column * T::kTile, unit.expert,
              kEvictFirst);
+}
+
+// Each lane those of its rows.
+template <class T>
+__device__ inline void load_scales(const StreamTask<T>& task, const int (&sources)[2], int step,
+                                   int slot) {
+  const StreamParams& params = task.params;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int box = 0; box < T::kBoxes; box++) {
+    const int block = min(step * T::kBoxes + box, params.boxes - 1);
+#pragma unroll
+    for (int i = 0; i < (T::kRows + 31) / 32; i++)
+      if (lane + 32 * i < T::kRows)
+        cp_async_4(&task.storage().x_scales[slot][box][lane + 32 * i],
+                   params.x_scale + sources[i] * params.x_scale_row_stride +
+                       block * params.x_scale_block_stride);
+  }
+  barrier_arrive_after_copies(&task.storage().full[slot]);
 }
 
 // Rows that are gathered come one by one: where a row of 128 bytes lies decides how it is swizzled,
@@ -198,13 +217,7 @@ __device__ inline void load_x(const StreamTask<T>& task, const StreamUnit& unit,
       }
     }
   }
-  if constexpr (T::kQuantised) {
-#pragma unroll
-    for (int box = 0; box < T::kBoxes; box++)
-      if (lane == 0)
-        tma_load(task.storage().x_scales[slot][box], task.x_scale, full, unit.first,
-                 step * T::kBoxes + box);
-  }
+  if constexpr (T::kQuantised) load_scales(task, sources, step, slot);
 }
 
 // The first weights of a single matrix are known, and loaded, before the kernels before this one have
@@ -446,7 +459,7 @@ template <class T>
 __device__ inline void init_barriers(const StreamTask<T>& task) {
   StreamStorage<T>& storage = task.storage();
   for (int i = 0; i < task.params.stages; i++) {
-    barrier_init(&storage.full[i], 1);
+    barrier_init(&storage.full[i], T::kQuantised ? 33 : 1);  // with scales, each lane arrives too
     barrier_init(&storage.empty[i], T::kWarps);
   }
   barrier_init(&storage.partials, 1);
@@ -456,10 +469,9 @@ __device__ inline void init_barriers(const StreamTask<T>& task) {
 template <class T>
 __global__ void __launch_bounds__(T::kThreads, 2)
     stream_kernel(const __grid_constant__ TensorMap weight, const __grid_constant__ TensorMap x,
-                  const __grid_constant__ TensorMap x_scale,
                   const __grid_constant__ StreamParams params) {
   extern __shared__ __align__(1024) unsigned char stream_memory[];
-  const StreamTask<T> task{weight, x, x_scale, params, stream_memory};
+  const StreamTask<T> task{weight, x, params, stream_memory};
   if (threadIdx.x == 0) init_barriers(task);
   __syncthreads();
   launch_dependents();

@@ -10,13 +10,13 @@ namespace loza::cuda {
 // out = x W^T, or out += x W^T. Of several experts, rows starts[e] to starts[e + 1] of out are W[e]
 // times the rows of x that `order` names, as in grouped_linear.
 struct StreamProduct {
-  Tensor out;      // bf16 | f32 [rows, n]
-  Tensor x;        // bf16 [rows, k], or f8e4m3 where the weight is
-  Tensor x_scale;  // f32 [ceil(k / 128), rows of x], rows aligned to 16 bytes; only with f8e4m3
-  Tensor weight;   // bf16 | f8e4m3 [n, k] or [experts, n, k]
+  Tensor out;           // bf16 | f32 [rows, n]
+  Tensor x;             // bf16 [rows, k], or f8e4m3 where the weight is
+  Tensor x_scale;       // f32 [rows of x, ceil(k / 128)], any strides; only with f8e4m3
+  Tensor weight;        // bf16 | f8e4m3 [n, k] or [experts, n, k]
   Tensor weight_scale;  // f32 [(experts,) ceil(n / 128), ceil(k / 128)]; only with f8e4m3
   Tensor starts;        // i32 [experts + 1]; only with experts
-  Tensor order;         // i32 [rows]; may be absent, and is with f8e4m3
+  Tensor order;         // i32 [rows]; may be absent
   int top_k = 1;
   bool accumulate = false;
 };
