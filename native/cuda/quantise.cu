@@ -43,7 +43,6 @@ __device__ __forceinline__ uint2 narrow_f8(const float (&values)[kVector], float
 __global__ void __launch_bounds__(kWarps* kWarpSize)
     quantise_kernel(const __grid_constant__ QuantiseParams params) {
   launch_dependents();  // products of few rows load weights meanwhile
-  wait_for_prerequisites();
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
   const int64_t first = (int64_t{blockIdx.x} * kWarps + warp) * kRows;
@@ -60,7 +59,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize)
     if (!exists || first + i >= rows) continue;
     const int64_t row = params.order ? params.order[first + i] / params.top_k : first + i;
     const Bf16* x = static_cast<const Bf16*>(params.x) + row * params.x_stride + column;
-    bits[i] = *reinterpret_cast<const uint4*>(x);  // not __ldg: not before the wait
+    bits[i] = __ldg(reinterpret_cast<const uint4*>(x));
   }
   float scale = 0;  // lane i of a block: that of row i
 #pragma unroll
@@ -95,16 +94,8 @@ void launch_quantise(const QuantiseParams& params, cudaStream_t stream, const ch
   if (params.rows == 0 || params.k == 0) return;
   const dim3 grid(static_cast<unsigned>(ceil_div(params.rows, kRows * kWarps)),
                   static_cast<unsigned>(ceil_div(params.k, 2 * kBlock)));
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(kWarps * kWarpSize);
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, quantise_kernel, params), operation);
+  quantise_kernel<<<grid, kWarps * kWarpSize, 0, stream>>>(params);
+  check_launch(operation);
 }
 
 }  // namespace loza::cuda
