@@ -14,10 +14,11 @@ namespace {
 
 using namespace wgmma_gemm;
 
+// Large: as many row blocks as registers hold. f8e4m3 needs a second set of sums.
 template <DType kType>
 struct Shapes {
   using Small = Traits<kType, 2, 6>;
-  using Large = Traits<kType, 4, 4>;
+  using Large = Traits<kType, kType == DType::kF8E4M3 ? 4 : 5, 4>;
 };
 
 bool aligned(const void* data, int64_t bytes) {

@@ -2,7 +2,7 @@
 // CTA 128 columns of them:
 //   producer   one thread keeps a ring of kStages steps of 128 bytes of k full. The rows of x are
 //              shared: each CTA loads every other block of 64 rows, into both. W is its own.
-//   consumers  two warpgroups; warpgroup w multiplies the row blocks w and w + 2.
+//   consumers  two warpgroups; warpgroup w multiplies the row blocks w, w + 2 and w + 4.
 // Clusters take tiles from a counter in device memory, in the order that TileList gives them, until
 // none is left. Which cluster computes a tile changes nothing in it.
 //
@@ -72,8 +72,7 @@ __device__ inline void load_tile(SharedStorage<T>& shared, const TensorMap& x,
                                  Place<T>& place, const Meanwhile& meanwhile) {
   constexpr uint16_t kBoth = 3;
   const int rank = static_cast<int>(cluster_rank());
-  const int blocks = (tile.rows + T::kBlock - 1) / T::kBlock,
-            pack = steps_of_stage<T>(blocks, steps);
+  const int blocks = tile.blocks(), pack = steps_of_stage<T>(blocks, steps);
   const int stages = steps / pack;
   for (int n = 0; n < stages; n++, place.advance()) {
     const int stage = place.stage;
@@ -266,8 +265,7 @@ __device__ inline void consume(SharedStorage<T>& shared, const Params& params) {
     __syncwarp();
     if (self.lane == 0) tile_was_read<T>(shared, n);
     if (tile.rows == 0) return;
-    const int blocks = (tile.rows + T::kBlock - 1) / T::kBlock,
-              pack = steps_of_stage<T>(blocks, params.steps);
+    const int blocks = tile.blocks(), pack = steps_of_stage<T>(blocks, params.steps);
     const int active = (blocks - self.group + 1) / T::kConsumers;
     if (active == 0)
       skip<T>(shared, params.steps, pack, place, self);
@@ -275,6 +273,8 @@ __device__ inline void consume(SharedStorage<T>& shared, const Params& params) {
       compute_tile<T, 1, 2>(shared, params, tile, place, self);
     else if (active == 1)
       compute_tile<T, 1, 1>(shared, params, tile, place, self);
+    else if (active == 2 && T::kHalves > 2)
+      compute_tile<T, T::kHalves - 1, 1>(shared, params, tile, place, self);
     else
       compute_tile<T, T::kHalves, 1>(shared, params, tile, place, self);
   }

@@ -8,7 +8,7 @@ namespace loza::cuda::wgmma_gemm {
 
 // ---- Traits ----------------------------------------------------------------------------------------
 
-template <DType kType_, int kRowBlocks_, int kStages_, int kGroup_ = 8>
+template <DType kType_, int kRowBlocks_, int kStages_>
 struct Traits {
   static constexpr DType kType = kType_;
   static constexpr bool kIsF8 = kType == DType::kF8E4M3;
@@ -18,10 +18,10 @@ struct Traits {
   static constexpr int kStepBytes = 128;  // of a row of x or W: what the swizzle covers
   static constexpr int kDepth = kIsF8 ? 128 : 64;
   static constexpr int kInstructions = 4;  // of 32 bytes of k each
-  static constexpr int kConsumers = 2, kHalves = kRowBlocks / kConsumers;
+  static constexpr int kConsumers = 2, kHalves = (kRowBlocks + 1) / kConsumers;
   static constexpr int kThreads = 128 * (kConsumers + 1);
-  static constexpr int kCtas = 2;         // of a cluster
-  static constexpr int kGroup = kGroup_;  // row tiles that walk the columns together
+  static constexpr int kCtas = 2;   // of a cluster
+  static constexpr int kGroup = 8;  // row tiles that walk the columns together
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static constexpr int kBlockBytes = kBlock * kStepBytes, kPanelBytes = kColumns * kStepBytes;
   static constexpr int kSums = kColumns / 2;  // registers of a row block
@@ -68,6 +68,8 @@ struct Params {
 // What a cluster computes next.
 struct Tile {
   int expert, row, rows, column;  // rows that exist, 0 past the last tile; columns of the first CTA
+
+  __device__ int blocks() const { return (rows + 63) / 64; }
 };
 
 // Numbers the tiles: experts one after the other; in an expert groups of kGroup row tiles, which walk
