@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "cuda/check.h"
 #include "cuda/gemm_wgmma.cuh"
@@ -14,10 +15,11 @@ namespace {
 
 using namespace wgmma_gemm;
 
-// Large: as many row blocks as registers hold. f8e4m3 needs a second set of sums.
+// Large: as many row blocks as registers hold; f8e4m3 needs a second set of sums.
 template <DType kType>
 struct Shapes {
   using Small = Traits<kType, 2, 6>;
+  using Middle = Traits<kType, 4, 4>;
   using Large = Traits<kType, kType == DType::kF8E4M3 ? 4 : 5, 4>;
 };
 
@@ -95,25 +97,36 @@ void launch_tiles(const WgmmaProduct& p, int multiprocessors, cudaStream_t strea
   check_launch(operation);
 }
 
+// Rows that an expert may well have: loads are never equal.
+int64_t usual_rows(const WgmmaProduct& p) {
+  if (!p.starts) return p.rows;
+  const double average = static_cast<double>(p.rows) / static_cast<double>(p.experts);
+  return static_cast<int64_t>(std::ceil(average + 2 * std::sqrt(average)));
+}
+
 // Time of the busiest cluster, in that of a row block: a tile costs one more than it has.
 template <class T>
 int64_t cost(const WgmmaProduct& p, int multiprocessors) {
-  const int64_t rows = p.starts ? ceil_div(p.rows, p.experts) : p.rows;
-  const int64_t blocks = ceil_div(rows, T::kBlock), tiles = ceil_div(blocks, T::kRowBlocks);
+  const int64_t blocks = ceil_div(usual_rows(p), T::kBlock),
+                tiles = ceil_div(blocks, T::kRowBlocks);
+  const int64_t height = tiles > 2 ? T::kRowBlocks : ceil_div(blocks, tiles);
   const int64_t all = tiles * p.experts * ceil_div(p.n, T::kCtas * T::kColumns);
-  return ceil_div(all, multiprocessors / T::kCtas) * (ceil_div(blocks, tiles) + 1);
+  return ceil_div(all, multiprocessors / T::kCtas) * (height + 1);
 }
 
-// The large tile reads less for each product; the small one divides better.
+// Large tiles read less for each product; small ones divide better.
 template <DType kType>
 void launch_type(const WgmmaProduct& p, int multiprocessors, cudaStream_t stream,
                  const char* operation) {
-  using Large = typename Shapes<kType>::Large;
   using Small = typename Shapes<kType>::Small;
-  if (cost<Small>(p, multiprocessors) < cost<Large>(p, multiprocessors))
-    launch_tiles<Small>(p, multiprocessors, stream, operation);
-  else
-    launch_tiles<Large>(p, multiprocessors, stream, operation);
+  using Middle = typename Shapes<kType>::Middle;
+  using Large = typename Shapes<kType>::Large;
+  const int64_t small = cost<Small>(p, multiprocessors), middle = cost<Middle>(p, multiprocessors);
+  const int64_t large = cost<Large>(p, multiprocessors);
+  if (large <= middle && large <= small)
+    return launch_tiles<Large>(p, multiprocessors, stream, operation);
+  if (middle <= small) return launch_tiles<Middle>(p, multiprocessors, stream, operation);
+  launch_tiles<Small>(p, multiprocessors, stream, operation);
 }
 
 }  // namespace
