@@ -35,13 +35,29 @@ __device__ __forceinline__ void barrier_arrive_expect(uint64_t* barrier, uint32_
       : "memory");
 }
 
-// The same barrier of another CTA of the cluster.
+// One arrival, once this thread's cp_async copies so far are done.
+__device__ __forceinline__ void barrier_arrive_after_copies(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
+// The same barrier of another CTA of the cluster, after ordinary writes that it may then read.
 __device__ __forceinline__ void barrier_arrive_remote(uint64_t* barrier, uint32_t cta) {
   asm volatile(
       "{\n.reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
       "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(
           shared_address(barrier)),
+      "r"(cta)
+      : "memory");
+}
+
+// The same where nothing was written, only read: waits for no writes, so it is fast.
+__device__ __forceinline__ void barrier_signal_remote(uint64_t* barrier, uint32_t cta) {
+  asm volatile(
+      "{\n.reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(shared_address(barrier)),
       "r"(cta)
       : "memory");
 }
@@ -68,6 +84,19 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
       "@!done bra again;\n}" ::"r"(shared_address(barrier)),
       "r"(parity)
       : "memory");
+}
+
+// The same where arrivals and what they announce come from another CTA of the cluster.
+__device__ __forceinline__ void barrier_wait_cluster(uint64_t* barrier, uint32_t parity) {
+  uint32_t done = 0;
+  while (!done)
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, done;\n}"
+        : "=r"(done)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
 }
 
 // ---- Named barriers 1 to 15 (0 is __syncthreads) ---------------------------------------------------
@@ -101,6 +130,26 @@ __device__ __forceinline__ uint32_t cluster_address(uint32_t shared, uint32_t ct
   uint32_t remote;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared), "r"(cta));
   return remote;
+}
+
+// Sixteen aligned bytes to the same place of another CTA of the cluster.
+__device__ __forceinline__ void store_remote(int4* to, int4 value, uint32_t cta) {
+  asm volatile("st.shared::cluster.v4.s32 [%0], {%1, %2, %3, %4};" ::"r"(
+                   cluster_address(shared_address(to), cta)),
+               "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
+// Stores 16 bytes at such an address, asynchronously; counts them at the mbarrier at `barrier`, an
+// address of the same CTA.
+__device__ __forceinline__ void cluster_store(uint32_t to, const float (&values)[4],
+                                              uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[1])),
+      "r"(__float_as_uint(values[2])), "r"(__float_as_uint(values[3])), "r"(barrier)
+      : "memory");
 }
 
 // ---- Proxies and registers -------------------------------------------------------------------------

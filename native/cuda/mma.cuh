@@ -19,6 +19,13 @@ __device__ inline void cp_async_16(void* shared, const void* global, int bytes) 
                : "memory");
 }
 
+// Copies 4 bytes; both addresses are multiples of 4.
+__device__ inline void cp_async_4(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(shared_address(shared)),
+               "l"(__cvta_generic_to_global(global))
+               : "memory");
+}
+
 __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 
 // Waits until at most `Pending` of this thread's committed groups are still under way.

@@ -1,6 +1,6 @@
 import { host } from '../host-tensor';
 import { planOf, randomIds } from './expert-plan';
-import { dequantised, dot, randomWeight, type WeightType } from './linear';
+import { asMultiplied, dequantised, dot, randomWeight, type WeightType } from './linear';
 import { defineCases } from './operation';
 
 interface Case {
@@ -22,7 +22,12 @@ const sizes: Omit<Case, 'name' | 'weight'>[] = [
   { rows: 20, topK: 3, experts: 8, zeroExperts: 4, n: 33, k: 257, ordered: true },
   { rows: 20, topK: 3, experts: 8, zeroExperts: 4, n: 257, k: 33, ordered: false },
   { rows: 60, topK: 2, experts: 3, zeroExperts: 1, n: 40, k: 136, ordered: true },
+  { rows: 1, topK: 8, experts: 40, zeroExperts: 9, n: 200, k: 512, ordered: true },
+  { rows: 33, topK: 4, experts: 16, zeroExperts: 8, n: 136, k: 272, ordered: true },
+  { rows: 40, topK: 3, experts: 6, zeroExperts: 1, n: 65, k: 144, ordered: false },
   { rows: 3, topK: 2, experts: 2, zeroExperts: 50, n: 8, k: 8, ordered: true },
+  { rows: 130, topK: 3, experts: 5, zeroExperts: 2, n: 136, k: 272, ordered: true },
+  { rows: 300, topK: 2, experts: 4, zeroExperts: 0, n: 257, k: 144, ordered: false },
 ];
 
 export const groupedLinear = defineCases({
@@ -61,12 +66,13 @@ export const groupedLinear = defineCases({
   },
   reference: (c, { x, order, starts, weight, scale }) => {
     const w = dequantised(weight, scale);
+    const values = asMultiplied(x, scale);
     const out = new Float64Array(starts.values[c.experts]! * c.n);
     for (let expert = 0; expert < c.experts; expert++)
       for (let i = starts.values[expert]!; i < starts.values[expert + 1]!; i++) {
         const source = c.ordered ? Math.floor(order.values[i]! / c.topK) : i;
         for (let j = 0; j < c.n; j++)
-          out[i * c.n + j] = dot(x.values, source * c.k, w, (expert * c.n + j) * c.k, c.k);
+          out[i * c.n + j] = dot(values, source * c.k, w, (expert * c.n + j) * c.k, c.k);
       }
     return { out };
   },

@@ -1,4 +1,4 @@
-import { host, type HostTensor } from '../host-tensor';
+import { decodeF8, encodeF8, host, type HostTensor } from '../host-tensor';
 import type { Random } from '../random';
 import { defineCases } from './operation';
 
@@ -38,6 +38,29 @@ export function dequantised(weight: HostTensor, scale: HostTensor | undefined): 
   });
 }
 
+/**
+ * x as a product sees it. With f8e4m3 weights, where activations are bf16 and bulk copies can read the
+ * rows, it is quantised to f8e4m3 with an fp32 scale for each row and 128 columns, the largest value
+ * becoming 448.
+ */
+export function asMultiplied(x: HostTensor, scale: HostTensor | undefined): Float64Array {
+  const values = Float64Array.from(x.values);
+  const k = x.shape.at(-1)!;
+  if (scale === undefined || x.dtype !== 'bf16' || k % 16 !== 0) return values;
+  for (let row = 0; row < values.length; row += k)
+    for (let begin = row; begin < row + k; begin += scaleBlock) {
+      const block = values.subarray(begin, Math.min(row + k, begin + scaleBlock));
+      const largest = block.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+      const factor = Math.fround(448 / largest);
+      const scale = Math.fround(largest / 448);
+      if (largest > 0)
+        block.forEach((value, i) => {
+          block[i] = decodeF8(encodeF8(Math.fround(value * factor))) * scale;
+        });
+    }
+  return values;
+}
+
 /** x . w over `count` values. */
 export function dot(
   x: ArrayLike<number>,
@@ -72,8 +95,16 @@ const sizes: Omit<Case, 'name' | 'weight'>[] = [
   { rows: 7, n: 129, k: 1030, accumulate: true, padding: 3 },
   { rows: 3, n: 300, k: 257, float: true },
   { rows: 40, n: 768, k: 512, float: true },
+  { rows: 1, n: 576, k: 2048 },
+  { rows: 5, n: 200, k: 1408, accumulate: true, padding: 16 },
+  { rows: 9, n: 65, k: 1040, float: true },
+  { rows: 24, n: 130, k: 528 },
+  { rows: 64, n: 1000, k: 256, accumulate: true },
   { rows: 16, n: 256, k: 1024, accumulate: true },
   { rows: 100, n: 200, k: 136 },
+  { rows: 65, n: 200, k: 400 },
+  { rows: 130, n: 136, k: 512, accumulate: true, float: true, padding: 16 },
+  { rows: 300, n: 257, k: 272, accumulate: true },
   { rows: 197, n: 33, k: 600, accumulate: true },
 ];
 
@@ -95,7 +126,9 @@ export const linear = defineCases({
   ),
   inputs: (c, random, act) => ({
     x: host(act, [c.rows, c.k], random.normals(c.rows * c.k), c.padding),
-    sum: c.accumulate ? host(act, [c.rows, c.n], random.normals(c.rows * c.n)) : undefined,
+    sum: c.accumulate
+      ? host(c.float ? 'f32' : act, [c.rows, c.n], random.normals(c.rows * c.n))
+      : undefined,
     ...randomWeight(random, c.weight, [c.n, c.k]),
   }),
   run: (ops, { x, sum, weight, scale }, c) => {
@@ -108,8 +141,9 @@ export const linear = defineCases({
   },
   reference: (c, { x, sum, weight, scale }) => {
     const w = dequantised(weight, scale);
+    const values = asMultiplied(x, scale);
     const out = Float64Array.from({ length: c.rows * c.n }, (_, i) => {
-      return dot(x.values, Math.floor(i / c.n) * c.k, w, (i % c.n) * c.k, c.k);
+      return dot(values, Math.floor(i / c.n) * c.k, w, (i % c.n) * c.k, c.k);
     });
     return { out: sum === undefined ? out : out.map((value, i) => value + sum.values[i]!) };
   },

@@ -6,7 +6,8 @@ namespace loza {
 
 // The experts' matrices. Row i of `out` belongs to expert e with starts[e] <= i < starts[e + 1]:
 //   out[i, :] = weight[e] x[source(i), :],  source(i) = order ? order[i] / top_k : i
-// Rows from starts[experts] on belong to no expert and are left as they are.
+// Rows from starts[experts] on belong to no expert and are left as they are. With f8e4m3 and many rows
+// an expert, x is rounded as linear does.
 struct GroupedLinearParams {
   Tensor out;     // act [slots, n]
   Tensor x;       // act [rows, k]

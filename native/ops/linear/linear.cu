@@ -1,7 +1,8 @@
-// out = x W^T, or out += x W^T. Four ways, by what limits them:
-//   few rows          the gemv kernel below: reads W once, at the speed of memory
-//   bf16 weights      the matrix library
-//   f8 weights, many rows: converted to bf16 a panel of columns at a time, then the matrix library
+// out = x W^T, or out += x W^T. The ways, by what limits them:
+//   few rows          few_rows.h: reads W once, at the speed of memory (f8 weights: x quantised too)
+//   f32 weights, or few rows that bulk copies cannot read: the gemv kernel below
+//   bf16 weights      the matrix library, or where it is missing gemm_wgmma.h
+//   f8 weights, many rows: x quantised too, and gemm_wgmma.h
 //   everything else   the tiles of gemm_tile.cuh
 #include "ops/linear/linear.h"
 
@@ -9,9 +10,12 @@
 
 #include "cuda/barrier.cuh"
 #include "cuda/cuda_ops.h"
+#include "cuda/few_rows.h"
 #include "cuda/gemm_tile.cuh"
+#include "cuda/gemm_wgmma.h"
 #include "cuda/launch.h"
 #include "cuda/matrix_library.h"
+#include "cuda/quantise.h"
 
 namespace loza::cuda {
 namespace {
@@ -263,81 +267,69 @@ void run_gemv(const LinearParams& params, CudaStream& stream) {
   launch_gemv<GemvTraits<Weight, 8, 4, true>>(gemv, handle);
 }
 
-// ---- f8 weights to bf16 ------------------------------------------------------------------------
-// Grid: one thread a chunk of 16 values of a panel of columns.
+// ---- many rows ---------------------------------------------------------------------------------
 
-struct WidenTraits {
-  static constexpr int kChunk = 16, kThreads = 256;
-};
-
-struct WidenParams {
-  Bf16* out;           // [columns, k]
-  const F8* weight;    // [columns, k]
-  const float* scale;  // f32 [ceil(columns / 128), ceil(k / 128)]
-  int64_t weight_stride, scale_stride;
-  int64_t columns, k;  // k a multiple of 16
-};
-
-__global__ void __launch_bounds__(WidenTraits::kThreads)
-    widen_kernel(const __grid_constant__ WidenParams params) {
-  const int64_t chunks = params.k / WidenTraits::kChunk;
-  const int64_t index = int64_t{blockIdx.x} * WidenTraits::kThreads + threadIdx.x;
-  const int64_t column = index / chunks, k = index % chunks * WidenTraits::kChunk;
-  if (column >= params.columns) return;
-  const F8* from = params.weight + column * params.weight_stride + k;
-  const int64_t block = column / kScaleBlock * params.scale_stride + k / kScaleBlock;
-  uint4 wide[2];
-  widen_chunk(wide, __ldg(reinterpret_cast<const uint4*>(from)), __ldg(params.scale + block));
-  uint4* to = reinterpret_cast<uint4*>(params.out + column * params.k + k);
-  to[0] = wide[0];
-  to[1] = wide[1];
+// x is that of the params; quantised, it will be contiguous.
+WgmmaProduct product_of(const LinearParams& params) {
+  const Tensor &x = params.x, &weight = params.weight, &scale = params.scale, &out = params.out;
+  return {.type = weight.dtype,
+          .out = out.data,
+          .x = x.data,
+          .weight = weight.data,
+          .weight_scale = scale.as<const float>(),
+          .out_stride = out.stride(0),
+          .x_stride = weight.dtype == DType::kF8E4M3 ? weight.dim(1) : x.stride(0),
+          .weight_stride = weight.stride(0),
+          .weight_scale_stride = scale ? scale.stride(0) : 0,
+          .rows = x.dim(0),
+          .n = weight.dim(0),
+          .k = weight.dim(1),
+          .out_is_f32 = out.dtype == DType::kF32,
+          .accumulate = params.accumulate};
 }
 
-// Panels of this size leave most of what the product is about to read in L2 or near it, and give
-// it columns enough to fill the device.
-constexpr int64_t kPanelBytes = int64_t{64} << 20;
+constexpr size_t kCounterBytes = 256;
 
-// How many columns from the first on were computed: all of them, or those before the panel that
-// the library refused.
-int64_t run_widened(const LinearParams& params, CudaStream& stream) {
-  const Tensor &x = params.x, &weight = params.weight, &out = params.out;
-  const int64_t n = weight.dim(0), k = weight.dim(1);
-  MatrixLibrary& library = stream.matrix_library();
-  if (!library.available() || !rows_aligned(weight, 16, 1) || k % WidenTraits::kChunk != 0)
-    return 0;
-  const int64_t panels = (n * k * 2 + kPanelBytes - 1) / kPanelBytes;
-  const int64_t blocks = (n + kScaleBlock - 1) / kScaleBlock;
-  const int64_t width = (blocks + panels - 1) / panels * kScaleBlock;
-  const auto panel_bytes = static_cast<size_t>(std::min(width, n) * k * 2);
-  auto* panel = reinterpret_cast<Bf16*>(stream.scratch(MatrixLibrary::scratch_bytes(panel_bytes)));
-  for (int64_t first = 0; first < n; first += width) {
-    const int64_t columns = std::min(width, n - first);
-    const int64_t chunks = columns * (k / WidenTraits::kChunk);
-    const auto ctas = (chunks + WidenTraits::kThreads - 1) / WidenTraits::kThreads;
-    widen_kernel<<<static_cast<unsigned>(ctas), WidenTraits::kThreads, 0, stream.handle()>>>(
-        {.out = panel,
-         .weight = weight.as<const F8>() + first * weight.stride(0),
-         .scale = params.scale.as<const float>() + first / kScaleBlock * params.scale.stride(0),
-         .weight_stride = weight.stride(0),
-         .scale_stride = params.scale.stride(0),
-         .columns = columns,
-         .k = k});
-    check_launch(kName);
-    if (!library.matmul({.out = out.as<char>() + first * size_of(out.dtype),
-                         .x = x.data,
-                         .weight = panel,
-                         .rows = x.dim(0),
-                         .n = columns,
-                         .k = k,
-                         .out_stride = out.stride(0),
-                         .x_stride = x.stride(0),
-                         .weight_stride = k,
-                         .out_type = out.dtype,
-                         .accumulate = params.accumulate,
-                         .scratch_in_use = panel_bytes}))
-      return first;
+// False when the operands do not suit it; then nothing was enqueued.
+bool run_wgmma(const LinearParams& params, CudaStream& stream) {
+  WgmmaProduct product = product_of(params);
+  const bool quantised = product.type == DType::kF8E4M3;
+  if (!rows_aligned(params.x, 16, 1) || !wgmma_can(product)) return false;
+  if (quantised && product.k % 16 != 0) return false;
+  const QuantisedRows layout = quantised_rows(product.rows, product.k);
+  std::byte* scratch = stream.scratch(kCounterBytes + (quantised ? layout.bytes : 0));
+  product.counter = reinterpret_cast<int32_t*>(scratch);
+  if (quantised) {
+    std::byte* rows = scratch + kCounterBytes;
+    auto* scale = reinterpret_cast<float*>(rows + layout.scale_offset);
+    launch_quantise({.x = params.x.data,
+                     .order = nullptr,
+                     .rows_in_use = nullptr,
+                     .out = rows,
+                     .scale = scale,
+                     .x_stride = params.x.stride(0),
+                     .rows = product.rows,
+                     .k = product.k,
+                     .scale_stride = layout.scale_stride},
+                    stream.handle(), kName);
+    product.x = rows;
+    product.x_stride = product.k;
+    product.x_scale = scale;
+    product.x_scale_stride = layout.scale_stride;
   }
-  return n;
+  launch_wgmma(product, stream.multiprocessors(), stream.handle(), kName);
+  return true;
+}
+
+// ---- few rows ----------------------------------------------------------------------------------
+
+bool run_few_rows(const LinearParams& params, CudaStream& stream) {
+  return multiply_few_rows({.out = params.out,
+                            .x = params.x,
+                            .weight = params.weight,
+                            .weight_scale = params.scale,
+                            .accumulate = params.accumulate},
+                           stream, kName);
 }
 
 // ---- the other ways ----------------------------------------------------------------------------
@@ -357,30 +349,28 @@ bool run_library(const LinearParams& params, CudaStream& stream) {
                                          .accumulate = params.accumulate});
 }
 
-// The columns from `first` on, a multiple of 128.
-DenseParams dense_of(const LinearParams& params, int64_t first) {
+DenseParams dense_of(const LinearParams& params) {
   const Tensor &x = params.x, &weight = params.weight, &scale = params.scale, &out = params.out;
-  return {
-      .x = x.as<const Bf16>(),
-      .weight = weight.as<const char>() + first * weight.stride(0) * size_of(weight.dtype),
-      .scale = scale ? scale.as<const float>() + first / kScaleBlock * scale.stride(0) : nullptr,
-      .out = out.as<char>() + first * size_of(out.dtype),
-      .x_stride = x.stride(0),
-      .x_head_stride = 0,
-      .weight_stride = weight.stride(0),
-      .weight_head_stride = 0,
-      .scale_stride = scale ? scale.stride(0) : 0,
-      .out_stride = out.stride(0),
-      .out_head_stride = 0,
-      .rows = x.dim(0),
-      .heads = 1,
-      .n = static_cast<int>(weight.dim(0) - first),
-      .k = static_cast<int>(weight.dim(1)),
-      .x_aligned = rows_aligned(x, 16, 1),
-      .weight_aligned = rows_aligned(weight, 16, 1),
-      .out_aligned = rows_aligned(out, 2 * size_of(out.dtype), 1),
-      .out_is_f32 = out.dtype == DType::kF32,
-      .accumulate = params.accumulate};
+  return {.x = x.as<const Bf16>(),
+          .weight = weight.data,
+          .scale = scale.as<const float>(),
+          .out = out.data,
+          .x_stride = x.stride(0),
+          .x_head_stride = 0,
+          .weight_stride = weight.stride(0),
+          .weight_head_stride = 0,
+          .scale_stride = scale ? scale.stride(0) : 0,
+          .out_stride = out.stride(0),
+          .out_head_stride = 0,
+          .rows = x.dim(0),
+          .heads = 1,
+          .n = static_cast<int>(weight.dim(0)),
+          .k = static_cast<int>(weight.dim(1)),
+          .x_aligned = rows_aligned(x, 16, 1),
+          .weight_aligned = rows_aligned(weight, 16, 1),
+          .out_aligned = rows_aligned(out, 2 * size_of(out.dtype), 1),
+          .out_is_f32 = out.dtype == DType::kF32,
+          .accumulate = params.accumulate};
 }
 
 // ---- launch ------------------------------------------------------------------------------------
@@ -388,28 +378,29 @@ DenseParams dense_of(const LinearParams& params, int64_t first) {
 constexpr int64_t kGemvRows = 8;
 // f32: the gemv is limited by fp32 arithmetic, the tile by how few of its CTAs there are.
 constexpr int64_t kExactGemvRows = 256;
-// f8: converting W once costs as much as this many rows gain from the library.
-constexpr int64_t kWidenRows = 512;
+// From here on the tensor cores limit, not the reading of W.
+constexpr int64_t kManyRows = 65;
 
 void run_bf16(const LinearParams& params, CudaStream& stream) {
-  if (params.x.dim(0) <= kGemvRows) return run_gemv<Bf16>(params, stream);
+  const int64_t rows = params.x.dim(0);
+  if (run_few_rows(params, stream)) return;
+  if (rows <= kGemvRows) return run_gemv<Bf16>(params, stream);
   if (run_library(params, stream)) return;
-  launch_dense_rows<Bf16, true>(dense_of(params, 0), stream.multiprocessors(), stream.handle(),
-                                kName);
+  if (rows >= kManyRows && run_wgmma(params, stream)) return;
+  launch_dense_rows<Bf16, true>(dense_of(params), stream.multiprocessors(), stream.handle(), kName);
 }
 
 void run_f8(const LinearParams& params, CudaStream& stream) {
   const int64_t rows = params.x.dim(0);
+  if (run_few_rows(params, stream)) return;
   if (rows <= kGemvRows) return run_gemv<F8>(params, stream);
-  const int64_t done = rows >= kWidenRows ? run_widened(params, stream) : 0;
-  if (done == params.weight.dim(0)) return;
-  launch_dense_rows<F8, true>(dense_of(params, done), stream.multiprocessors(), stream.handle(),
-                              kName);
+  if (rows >= kManyRows && run_wgmma(params, stream)) return;
+  launch_dense_rows<F8, true>(dense_of(params), stream.multiprocessors(), stream.handle(), kName);
 }
 
 void run_f32(const LinearParams& params, CudaStream& stream) {
   if (params.x.dim(0) <= kExactGemvRows) return run_gemv<float>(params, stream);
-  launch_dense<ExactTile<true>>(dense_of(params, 0), stream.handle(), kName);
+  launch_dense<ExactTile<true>>(dense_of(params), stream.handle(), kName);
 }
 
 }  // namespace
