@@ -11,6 +11,9 @@
 //
 // The device cannot fail a stream: rows whose table or sequence is broken become NaN.
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <mutex>
 
 #include "cuda/cuda_ops.h"
 #include "ops/attention/decode_shape.h"
@@ -39,7 +42,7 @@ __device__ void store_nothing(const DecodeProblem& problem, const DecodeLaunch& 
     for (int head = lane; head < problem.heads; head += kLanes) {
       if (problem.lse != nullptr)
         problem.lse[first + head] = padding ? negative_infinity() : not_a_number();
-      if (launch.parts > 0) launch.scratch.splits[first + head] = {0, 0, 0};
+      if (launch.parts > 0) launch.scratch.splits[first + head] = {};
     }
   }
 }
@@ -54,23 +57,31 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   auto& shared = *reinterpret_cast<DecodeStorage<Traits>*>(shared_bytes);
   // Uniform, as the compiler sees it: matrix instructions must not be in a divergent path.
   const int warp = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / kLanes, 0);
-  if (threadIdx.x == 0) init_barriers(shared);
+  if (threadIdx.x == 0) init_barriers(shared, launch.groups);
   if (threadIdx.x < Traits::kRows) shared.highest[threadIdx.x] = negative_infinity();
   __syncthreads();
+  cluster_arrive();
   launch_dependents();
   if (warp >= 12) {
     release_registers<56>();
-    if (warp == 12) produce(problem, launch, shared, {&q_map, &k_map});
-  } else if (warp >= 4) {
+    if (warp == 12) return produce(problem, launch, shared, {&q_map, &k_map});
+    return cluster_wait();
+  }
+  if (warp >= 4) {
     claim_registers<168>();
     store_nothing<Traits>(problem, launch, warp - 4);
+    cluster_wait();
     sum_values(problem, launch, shared);
-    if (launch.parts == 0) merge_cluster(problem, launch, shared);
+    merge_cluster(problem, launch, shared);
   } else {
     release_registers<120>();
-    make_scores(problem, shared);
-    if (launch.parts == 0) merge_cluster(problem, launch, shared);
+    cluster_wait();
+    make_scores(problem, launch, shared);
+    merge_cluster(problem, launch, shared);
   }
+  // Until the others of the cluster no longer need this CTA's shared memory.
+  cluster_arrive_relaxed();
+  cluster_wait();
 }
 
 // Merges the partial results of one (row, head) and 128 latent columns: by a warp, or by eight that
@@ -78,10 +89,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 template <class Traits, int kSplitWarps>
 __global__ void __launch_bounds__(256) merge_kernel(const __grid_constant__ DecodeProblem problem,
                                                     const __grid_constant__ DecodeScratch scratch) {
+  constexpr int kBatch = 8;
   __shared__ float4 exchange[kSplitWarps][kLanes];
   const int warp = static_cast<int>(threadIdx.x) / kLanes;
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int task = kSplitWarps == 1 ? static_cast<int>(blockIdx.x) * 8 + warp : blockIdx.x;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes, cta = static_cast<int>(blockIdx.x);
+  const int task = kSplitWarps == 1 ? cta * 8 + warp : cta;
   const int flat = task / 4, column = task % 4 * 128 + lane * 4;
   wait_for_prerequisites();
   if (flat >= problem.rows * problem.heads) return;
@@ -89,34 +101,42 @@ __global__ void __launch_bounds__(256) merge_kernel(const __grid_constant__ Deco
   if (splits.count <= 1) return;
   const auto* stats = reinterpret_cast<const float2*>(scratch.stats) + splits.row;
   const float* sums = scratch.sums + splits.row * Traits::kLatent + column;
-  float best = negative_infinity(), total = 0;
-  for (int s = lane; s < splits.count; s += kLanes)
-    best = fmaxf(best, stats[splits.slot(s) * Traits::kRows].x);
-  best = warp_max(best);
-  if (best == negative_infinity()) return;  // padding
-  for (int s = lane; s < splits.count; s += kLanes) {
-    const float2 own = stats[splits.slot(s) * Traits::kRows];
-    total += exp2_fast(own.x - best) * own.y;
-  }
-  total = warp_sum(total);
   const int run = (splits.count + kSplitWarps - 1) / kSplitWarps;
   const int first = kSplitWarps == 1 ? 0 : warp * run, end = min(splits.count, first + run);
-  float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-  for (int s = first; s < end; s++) {
-    const int64_t slot = splits.slot(s) * Traits::kRows;
-    const float weight = exp2_fast(stats[slot].x - best);
-    const float4 own = *reinterpret_cast<const float4*>(sums + slot * Traits::kLatent);
-    sum.x += own.x * weight, sum.y += own.y * weight;
-    sum.z += own.z * weight, sum.w += own.w * weight;
+  float best = negative_infinity(), total = 0;
+  float4 sum = make_float4(0, 0, 0, 0), own[kBatch];
+  for (int begin = first; begin < end || begin == first; begin += kBatch) {
+#pragma unroll
+    for (int i = 0; i < kBatch; i++)
+      if (begin + i < end)
+        own[i] = *reinterpret_cast<const float4*>(
+            sums + int64_t{splits.slot(begin + i)} * Traits::kRows * Traits::kLatent);
+    if (begin == first) {  // while the first batch is on its way
+      for (int s = lane; s < splits.count; s += kLanes)
+        best = fmaxf(best, stats[splits.slot(s) * Traits::kRows].x);
+      best = warp_max(best);
+      if (best == negative_infinity()) return;  // padding
+      for (int s = lane; s < splits.count; s += kLanes) {
+        const float2 part = stats[splits.slot(s) * Traits::kRows];
+        total += exp2_fast(part.x - best) * part.y;
+      }
+      total = warp_sum(total);
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; i++) {
+      if (begin + i >= end) continue;
+      const float weight = exp2_fast(stats[splits.slot(begin + i) * Traits::kRows].x - best);
+      sum.x += own[i].x * weight, sum.y += own[i].y * weight;
+      sum.z += own[i].z * weight, sum.w += own[i].w * weight;
+    }
   }
   if constexpr (kSplitWarps > 1) {
     exchange[warp][lane] = sum;
     __syncthreads();
     if (warp > 0) return;
     for (int w = 1; w < kSplitWarps; w++) {
-      const float4 own = exchange[w][lane];
-      sum.x += own.x, sum.y += own.y, sum.z += own.z, sum.w += own.w;
+      const float4 part = exchange[w][lane];
+      sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
     }
   }
   const float inverse = 1 / total;
@@ -139,11 +159,11 @@ TensorMap map_rows(const void* data, int64_t rows, int64_t row_stride, uint32_t 
 }
 
 template <class Traits>
-void launch_merge(const DecodeProblem& problem, const DecodeScratch& scratch, int parts,
+void launch_merge(const DecodeProblem& problem, const DecodeScratch& scratch, int ctas,
                   cudaStream_t stream) {
   const int pairs = problem.rows * problem.heads;
   // Many splits of few rows: eight warps divide them.
-  const bool many = pairs * 4 < parts * 16;
+  const bool many = ctas * Traits::kRows > pairs * 12;
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
@@ -157,39 +177,69 @@ void launch_merge(const DecodeProblem& problem, const DecodeScratch& scratch, in
 }
 
 template <class Traits>
+void allow_large_clusters() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    check(cudaFuncSetAttribute(decode_kernel<Traits>,
+                               cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+          "cudaFuncSetAttribute");
+  });
+}
+
+// How many clusters of this size the device runs at a time.
+template <class Traits>
+int resident_clusters(cudaLaunchConfig_t config, int cluster_ctas) {
+  static std::array<std::atomic<int>, 17> known{};
+  std::atomic<int>& count = known[cluster_ctas];
+  if (count.load(std::memory_order_relaxed) == 0) {
+    int clusters = 0;
+    config.gridDim = dim3(static_cast<unsigned>(cluster_ctas));
+    check(cudaOccupancyMaxActiveClusters(&clusters, decode_kernel<Traits>, &config),
+          "cudaOccupancyMaxActiveClusters");
+    count.store(std::max(1, clusters), std::memory_order_relaxed);
+  }
+  return count.load(std::memory_order_relaxed);
+}
+
+template <class Traits>
+DecodeScratch take_scratch(CudaStream& stream, int ctas, int pairs) {
+  const size_t slots = size_t{2} * ctas * Traits::kRows, floats = slots * (Traits::kLatent + 2);
+  auto* sums =
+      reinterpret_cast<float*>(stream.scratch(floats * sizeof(float) + pairs * sizeof(Splits)));
+  return {sums, sums + slots * Traits::kLatent, reinterpret_cast<Splits*>(sums + floats)};
+}
+
+template <class Traits>
 void launch_tensor(const DecodeProblem& problem, const DecodeShape& shape, CudaStream& stream) {
   constexpr size_t kBytes = sizeof(DecodeStorage<Traits>);
   static_assert(kBytes <= 227 * 1024);
   allow_shared_memory<decode_kernel<Traits>>(kBytes);
-  const int pairs = problem.rows * problem.heads;
+  allow_large_clusters<Traits>();
+  const int pairs = problem.rows * problem.heads, cluster_ctas = shape.groups * shape.shares;
   const TensorMap q_map = map_rows<Traits>(problem.q, pairs, problem.q_head, Traits::kRows,
                                            Traits::kPanels);
-  const TensorMap k_map = map_rows<Traits>(problem.cache, problem.slots, problem.cache_row,
-                                           kTileKeys, Traits::kCopyPanels);
-  DecodeLaunch launch{};
-  launch.parts = shape.parts, launch.min_tiles = shape.min_tiles;
-  launch.cluster_ctas = shape.cluster_ctas;
-  if (shape.parts > 0) {
-    const size_t slots = size_t{2} * shape.parts * Traits::kRows;
-    const size_t floats = slots * (Traits::kLatent + 2);
-    auto* scratch = stream.scratch(floats * sizeof(float) + pairs * sizeof(Splits));
-    launch.scratch.sums = reinterpret_cast<float*>(scratch);
-    launch.scratch.stats = launch.scratch.sums + slots * Traits::kLatent;
-    launch.scratch.splits = reinterpret_cast<Splits*>(launch.scratch.sums + floats);
-  }
+  const TensorMap k_map =
+      map_rows<Traits>(problem.cache, problem.slots, problem.cache_row, kTileKeys, 1);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(shape.cluster_ctas), 1, 1};
+  cluster.val.clusterDim = {static_cast<unsigned>(cluster_ctas), 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(
-      shape.parts > 0 ? shape.parts : units_at_most(problem, Traits::kRows) * shape.cluster_ctas));
   config.blockDim = dim3(Traits::kThreads);
   config.dynamicSmemBytes = kBytes;
   config.stream = stream.handle();
-  config.attrs = &cluster, config.numAttrs = shape.parts > 0 ? 0 : 1;
+  config.attrs = &cluster, config.numAttrs = 1;
+  DecodeLaunch launch{.groups = shape.groups, .shares = shape.shares};
+  if (shape.lined_up) {
+    launch.parts = resident_clusters<Traits>(config, cluster_ctas);
+    launch.scratch = take_scratch<Traits>(stream, launch.parts * cluster_ctas, pairs);
+  }
+  const int clusters =
+      shape.lined_up ? launch.parts : units_at_most(problem, Traits::kRows * shape.groups);
+  config.gridDim = dim3(static_cast<unsigned>(clusters * cluster_ctas));
   check(cudaLaunchKernelEx(&config, decode_kernel<Traits>, problem, launch, q_map, k_map),
         "attention_decode");
-  if (shape.parts > 0) launch_merge<Traits>(problem, launch.scratch, shape.parts, stream.handle());
+  if (shape.lined_up)
+    launch_merge<Traits>(problem, launch.scratch, clusters * cluster_ctas, stream.handle());
 }
 
 bool fits_tensor_cores(const AttentionDecodeParams& params) {

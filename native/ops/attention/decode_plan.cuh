@@ -1,11 +1,12 @@
 // How a call's work is cut up, by every CTA for itself from what the tables say when it runs: a
 // captured graph stays valid as sequences grow.
 //
-// A *unit* is up to `kRows` pairs (query row, head) of one sequence, and the tiles of 64 keys that
-// any of them sees, counted from 0: those of the sinks, then those of the locals.
-//   lined up   all units' tiles stand in one line, which is cut into equal parts, one a CTA. A unit
+// A *unit* is some pairs (query row, head) of one sequence, `kRows` for each of `groups` CTAs, and the
+// tiles of 64 keys that any of them sees, counted from 0: those of the sinks, then those of the
+// locals. The CTAs of a unit are in one cluster and bring each tile to shared memory together.
+//   lined up   all units' tiles stand in one line, which is cut into equal parts, one a cluster. A unit
 //              cut by several parts leaves partial results, merged by a second kernel.
-//   clustered  a cluster has one unit; its CTAs take equal runs of the unit's tiles and merge them.
+//   clustered  a cluster has one unit; its CTAs also divide the unit's tiles into `shares`, and merge.
 #pragma once
 
 #include "cuda/reduce.cuh"
@@ -18,7 +19,7 @@ constexpr int kBlockTiles = kBlockTokens / kTileKeys;
 
 struct Unit {
   int32_t flat = 0;         // first pair, counted over the whole of q: row * heads + head
-  int32_t rows = 0;         // pairs
+  int32_t rows = 0;         // pairs; in a CTA's work those of its own
   int32_t sequence = 0;     // for its table
   int32_t tiles = 0;        // visible ones; 0: only padding
   int32_t sinks = 0;        // visible sink blocks
@@ -33,7 +34,7 @@ struct Unit {
 struct Work {
   Unit unit;
   int32_t first = 0, end = 0;  // tiles
-  int32_t slot = 0;            // of the partial result, -1: the unit's whole
+  int32_t slot = 0;            // -1: all the unit's tiles; else which of the CTA's partial results
 };
 constexpr int32_t kNoMoreWork = -1;  // as `end`
 
@@ -51,22 +52,21 @@ __device__ inline SequenceRows rows_of(const DecodeProblem& problem, int sequenc
   return {begin, max(0, end - begin)};
 }
 
-template <int kRows>
-__device__ int units_of(const DecodeProblem& problem, SequenceRows rows) {
-  return (rows.count * problem.heads + kRows - 1) / kRows;
+__device__ inline int units_of(const DecodeProblem& problem, SequenceRows rows, int unit_rows) {
+  return (rows.count * problem.heads + unit_rows - 1) / unit_rows;
 }
 
-template <int kRows>
-__device__ Unit describe_unit(const DecodeProblem& problem, int sequence, SequenceRows rows,
-                              int index) {
+__device__ inline Unit describe_unit(const DecodeProblem& problem, int sequence, SequenceRows rows,
+                                     int index, int unit_rows) {
   Unit unit;
-  const int first = index * kRows, heads = problem.heads;
+  const int first = index * unit_rows, heads = problem.heads;
   unit.sequence = sequence;
   unit.flat = rows.begin * heads + first;
-  unit.rows = min(kRows, rows.count * heads - first);
+  unit.rows = min(unit_rows, rows.count * heads - first);
   int low = INT32_MAX;
   bool padding = false;
-  for (int row = unit.flat / heads; row <= (unit.flat + unit.rows - 1) / heads; row++) {
+  const int last_row = (unit.flat + unit.rows - 1) / heads;
+  for (int row = unit.flat / heads; row <= last_row; row++) {
     const int position = problem.positions[row * problem.positions_step];
     padding = padding || position < 0;
     if (position >= 0) low = min(low, position);
@@ -89,82 +89,106 @@ __device__ Unit describe_unit(const DecodeProblem& problem, int sequence, Sequen
   return unit;
 }
 
-template <int kRows>
-__device__ int tiles_of(const DecodeProblem& problem, int sequence) {
+__device__ inline int tiles_of(const DecodeProblem& problem, int sequence, int unit_rows) {
   const SequenceRows rows = rows_of(problem, sequence);
+  const int units = units_of(problem, rows, unit_rows);
   int tiles = 0;
-  for (int index = 0; index < units_of<kRows>(problem, rows); index++)
-    tiles += describe_unit<kRows>(problem, sequence, rows, index).tiles;
+  for (int index = 0; index < units; index++)
+    tiles += describe_unit(problem, sequence, rows, index, unit_rows).tiles;
   return tiles;
 }
 
-// By a whole warp: the sum of size(sequence) over all sequences.
-template <class Size>
-__device__ int total_of(const DecodeProblem& problem, int lane, const Size& size) {
-  int total = 0;
-  for (int first = 0; first < problem.sequences; first += kLanes)
-    total += first + lane < problem.sequences ? size(first + lane) : 0;
-  return warp_sum(total);
+// A warp reads what it will ask for soon, all at once and into its cache: what follows asks for one
+// thing after the other.
+__device__ inline void prefetch_tables(const DecodeProblem& problem, int lane) {
+  int32_t sink = 0;
+#pragma unroll 4
+  for (int i = lane; i < min(problem.sequences, 4 * kLanes); i += kLanes)
+    sink ^= problem.query_starts[(i + 1) * problem.starts_step] ^
+            problem.first_local[i * problem.first_local_step] ^
+            problem.block_table[i * problem.table_row];
+#pragma unroll 4
+  for (int i = lane; i < min(problem.rows, 4 * kLanes); i += kLanes)
+    sink ^= problem.positions[i * problem.positions_step];
+  asm volatile("" ::"r"(sink));
 }
 
 struct Place {
   int32_t sequence, before;  // `before`: the sum of the sequences before it
 };
 
-// By a whole warp: the sequence in which `place` of that sum lies; problem.sequences if in none.
+// Sums of size(sequence) over the sequences, by a whole warp.
 template <class Size>
-__device__ Place find_place(const DecodeProblem& problem, int lane, int place, const Size& size) {
-  int before = 0;
-  for (int first = 0; first < problem.sequences; first += kLanes) {
-    const int own = first + lane < problem.sequences ? size(first + lane) : 0;
-    const int behind = before + warp_inclusive_sum(own);
-    const unsigned found = __ballot_sync(kFullWarp, place < behind);
-    if (found != 0) {
-      const int winner = __ffs(static_cast<int>(found)) - 1;
-      return {first + winner, __shfl_sync(kFullWarp, behind - own, winner)};
-    }
-    before = __shfl_sync(kFullWarp, behind, kLanes - 1);
+struct Sums {
+  const DecodeProblem& problem;
+  int32_t lane;
+  Size size;
+  int32_t own, total;  // own: of sequence `lane`
+
+  __device__ Sums(const DecodeProblem& problem, int lane, const Size& size)
+      : problem(problem), lane(lane), size(size) {
+    own = lane < problem.sequences ? size(lane) : 0;
+    int sum = own;
+    for (int i = lane + kLanes; i < problem.sequences; i += kLanes) sum += size(i);
+    total = warp_sum(sum);
   }
-  return {problem.sequences, before};
-}
 
-// Where the partial results of a pair (row, head) lie: in row `row` of slot `first`, then of slots
-// 2 (first / 2 + 1), 2 (first / 2 + 2), ..., one a part.
-struct alignas(16) Splits {
-  int32_t first, count, row;
-
-  __device__ int slot(int split) const { return split == 0 ? first : (first / 2 + split) * 2; }
+  // The sequence in which `place` of the sum lies; problem.sequences if in none.
+  __device__ Place find(int place) const {
+    int before = 0;
+    for (int first = 0; first < problem.sequences; first += kLanes) {
+      const int i = first + lane;
+      const int count = first == 0 ? own : i < problem.sequences ? size(i) : 0;
+      const int behind = before + warp_inclusive_sum(count);
+      const unsigned found = __ballot_sync(kFullWarp, place < behind);
+      if (found != 0) {
+        const int winner = __ffs(static_cast<int>(found)) - 1;
+        return {first + winner, __shfl_sync(kFullWarp, behind - count, winner)};
+      }
+      before = __shfl_sync(kFullWarp, behind, kLanes - 1);
+    }
+    return {problem.sequences, before};
+  }
 };
 
-// A CTA's part of the line. Every lane holds the same.
-template <int kRows>
+// Where the partial results of a pair (row, head) lie: in row `row` of slot `first`, then of the
+// first slots of the next parts' CTAs. A CTA has two slots.
+struct alignas(16) Splits {
+  int32_t first, count, row, groups;
+
+  __device__ int slot(int split) const {
+    return split == 0 ? first : (first / 2 + split * groups) * 2;
+  }
+};
+
+// A cluster's part of the line. Every lane holds the same.
 struct Line {
-  int32_t part, part_tiles;     // number and tiles of a part
-  int32_t place, end;           // what is left, along the line
-  int32_t sequence, index = 0;  // the unit that begins at or before `place`
-  int32_t unit_begin;           // where
+  int32_t unit_rows, part, part_tiles;  // number and tiles of a part
+  int32_t place, end;                   // what is left, along the line
+  int32_t sequence, index = 0;          // the unit that begins at or before `place`
+  int32_t unit_begin;                   // where
   bool began = false;
 
-  __device__ Line(const DecodeProblem& problem, int lane, int part, int parts, int min_tiles)
-      : part(part) {
-    const auto size = [&](int sequence) { return tiles_of<kRows>(problem, sequence); };
-    const int total = total_of(problem, lane, size);
-    part_tiles = max(min_tiles, (total + parts - 1) / parts);
+  __device__ Line(const DecodeProblem& problem, int lane, int unit_rows, int part, int parts)
+      : unit_rows(unit_rows), part(part) {
+    const auto size = [&](int sequence) { return tiles_of(problem, sequence, unit_rows); };
+    const Sums sums(problem, lane, size);
+    part_tiles = max(1, (sums.total + parts - 1) / parts);
     place = part * part_tiles;
-    end = min(total, place + part_tiles);
-    const Place found = find_place(problem, lane, place, size);
+    end = min(sums.total, place + part_tiles);
+    const Place found = sums.find(place);
     sequence = found.sequence, unit_begin = found.before;
   }
 
-  // The next run of tiles of one unit, and how the unit is split; false at the end.
-  __device__ bool next(const DecodeProblem& problem, Work& work, Splits& splits) {
+  // The next run of tiles of one unit, and in how many runs the unit is split; false at the end.
+  __device__ bool next(const DecodeProblem& problem, Work& work, int& splits) {
     while (place < end && sequence < problem.sequences) {
       const SequenceRows rows = rows_of(problem, sequence);
-      if (index >= units_of<kRows>(problem, rows)) {
+      if (index >= units_of(problem, rows, unit_rows)) {
         sequence++, index = 0;
         continue;
       }
-      work.unit = describe_unit<kRows>(problem, sequence, rows, index);
+      work.unit = describe_unit(problem, sequence, rows, index, unit_rows);
       const int unit_end = unit_begin + work.unit.tiles;
       if (unit_end <= place) {
         index++, unit_begin = unit_end;
@@ -173,8 +197,8 @@ struct Line {
       work.first = place - unit_begin;
       work.end = min(end, unit_end) - unit_begin;
       const bool whole = work.first == 0 && work.end == work.unit.tiles;
-      work.slot = whole ? -1 : 2 * part + (began ? 1 : 0);
-      splits = {work.slot, (unit_end - 1) / part_tiles - part + 1, 0};
+      work.slot = whole ? -1 : began ? 1 : 0;
+      splits = (unit_end - 1) / part_tiles - part + 1;
       began = true;
       place = unit_begin + work.end;
       return true;
@@ -183,20 +207,20 @@ struct Line {
   }
 };
 
-// The share of a CTA of a cluster; false where the cluster has no unit.
-template <int kRows>
-__device__ bool find_share(const DecodeProblem& problem, int lane, int cluster, int rank, int ctas,
-                           Work& work) {
+// A share of a cluster's unit; false where the cluster has no unit.
+__device__ inline bool find_share(const DecodeProblem& problem, int lane, int unit_rows, int cluster,
+                                  int share, int shares, Work& work) {
   const auto size = [&](int sequence) {
-    return units_of<kRows>(problem, rows_of(problem, sequence));
+    return units_of(problem, rows_of(problem, sequence), unit_rows);
   };
-  const Place place = find_place(problem, lane, cluster, size);
+  const Place place = Sums(problem, lane, size).find(cluster);
   if (place.sequence >= problem.sequences) return false;
-  work.unit = describe_unit<kRows>(problem, place.sequence, rows_of(problem, place.sequence),
-                                   cluster - place.before);
-  const int share = (work.unit.tiles + ctas - 1) / ctas;
-  work.first = min(work.unit.tiles, rank * share);
-  work.end = min(work.unit.tiles, work.first + share);
+  work.unit = describe_unit(problem, place.sequence, rows_of(problem, place.sequence),
+                            cluster - place.before, unit_rows);
+  const int tiles = (work.unit.tiles + shares - 1) / shares;
+  work.first = min(work.unit.tiles, share * tiles);
+  work.end = min(work.unit.tiles, work.first + tiles);
+  work.slot = shares == 1 ? -1 : 0;
   return true;
 }
 

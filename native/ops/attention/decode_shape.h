@@ -13,10 +13,10 @@ class CudaStream;
 namespace loza::cuda::attention {
 
 struct DecodeShape {
-  int rows;              // of a unit: 8, 16, 32, 56 (keys on M) or 64 (rows on M)
-  int parts = 0;         // lined up: CTAs; 0: clustered
-  int min_tiles = 1;     // lined up: of a part
-  int cluster_ctas = 1;  // clustered: CTAs a unit
+  int rows;               // of a CTA: 8, 16, 32, 56 (keys on M) or 64 (rows on M)
+  int groups = 1;         // CTAs that share tiles: a unit has groups * rows pairs
+  bool lined_up = false;  // else clustered
+  int shares = 1;         // clustered: of a unit's tiles
 };
 
 // Units of a call have `rows` pairs of query and head; a sequence's last may have fewer.
@@ -33,11 +33,10 @@ inline DecodeShape choose_shape(const DecodeProblem& problem, int multiprocessor
   const int rows = pairs <= 8 ? 8 : pairs <= 16 ? 16 : pairs <= 32 ? 32 : pairs <= 56 ? 56 : 64;
   const int64_t blocks = std::min<int64_t>(
       problem.entries, int64_t{problem.range.sink_blocks} + problem.range.local_blocks + 2);
-  if (blocks > kFewBlocks) return {.rows = rows, .parts = multiprocessors};
+  if (blocks > kFewBlocks) return {.rows = rows, .lined_up = true};
   DecodeShape shape{.rows = rows};
   const int units = units_at_most(problem, shape.rows);
-  while (shape.cluster_ctas < 8 && units * shape.cluster_ctas * 2 <= multiprocessors)
-    shape.cluster_ctas *= 2;
+  while (shape.shares < 8 && units * shape.shares * 2 <= multiprocessors) shape.shares *= 2;
   return shape;
 }
 

@@ -25,8 +25,8 @@ struct DecodeTraits {
   static constexpr int kWidth = 576, kLatent = 512;
   static constexpr int kPanel = 64;  // columns of 128 bytes, which the copies permute
   static constexpr int kPanels = kWidth / kPanel, kLatentPanels = kLatent / kPanel;
-  static constexpr int kCopies = 3;  // of a tile, so that scores can begin early
-  static constexpr int kCopyPanels = kPanels / kCopies;
+  static constexpr int kArrivals = 3;  // barriers of a tile, so that scores can begin early
+  static constexpr int kArrivalPanels = kPanels / kArrivals;
   static constexpr int kPanelBytes = kTileKeys * kPanel * 2;
   static constexpr int kScores = kRows * kTileKeys / 128;         // of a thread
   static constexpr int kScoreRows = kSwapped ? kRows / 4 : 2;     // rows that a thread has scores of
@@ -34,8 +34,8 @@ struct DecodeTraits {
   static constexpr int kChainColumns = kSwapped ? 64 : 128;       // of one instruction
   static constexpr int kChains = kColumns / kChainColumns;
   static constexpr int kSums = kRows * kColumns / 128 / kChains;  // of a thread and chain
-  // Rows of exchanged sums, padded so that the threads of a warp write to different banks.
-  static constexpr int kExchangeRow = kLatent + (kSwapped ? 4 : 8);
+  // Rows of staged sums and results, padded so that a warp's threads write to different banks.
+  static constexpr int kSumsRow = kLatent + (kSwapped ? 4 : 8), kResultsRow = kLatent + 8;
   static constexpr int kScoreThreads = 128, kMergeThreads = 384, kThreads = 512;
 };
 
@@ -45,29 +45,30 @@ template <class Traits>
 struct DecodeStorage {
   union {
     alignas(1024) bf16 k[Traits::kStages][Traits::kPanels][kTileKeys * Traits::kPanel];
-    float sums[Traits::kRows * Traits::kExchangeRow];  // at the end, for the cluster
+    float sums[Traits::kRows * Traits::kSumsRow];  // at the end of the CTA's work
+    bf16 results[Traits::kRows * Traits::kResultsRow];
   };
   alignas(1024) bf16 q[Traits::kPanels][Traits::kRows * Traits::kPanel];
   alignas(1024) bf16 p[Traits::kRows * kTileKeys];
   float exchange[Traits::kSwapped ? 2 : 1][4][Traits::kSwapped ? Traits::kRows : 1];
   float shrink[Traits::kRows];
   float highest[Traits::kRows], total[Traits::kRows];  // of the work's end
-  Work work[2];
-  uint64_t k_full[Traits::kStages][Traits::kCopies], k_empty[Traits::kStages];
-  uint64_t q_full, q_empty, p_full, p_empty, work_full[2], work_empty[2];
+  Work work;
+  uint64_t k_full[Traits::kStages][Traits::kArrivals], k_empty[Traits::kStages];
+  uint64_t q_full, p_full, p_empty, work_full, work_empty;
 };
 
 struct DecodeScratch {
-  float* sums;     // [2 parts, kRows, latent]
-  float* stats;    // [2 parts, kRows, 2]: highest score in powers of two, total
+  float* sums;     // [2 CTAs, kRows, latent]
+  float* stats;    // [2 CTAs, kRows, 2]: highest score in powers of two, total
   Splits* splits;  // [rows, heads]
 };
 
 struct DecodeLaunch {
   DecodeScratch scratch;
-  int32_t parts;         // lined up: CTAs; 0: clustered
-  int32_t min_tiles;     // of a part
-  int32_t cluster_ctas;  // clustered: CTAs of a cluster
+  int32_t parts;   // lined up: clusters; 0: clustered
+  int32_t groups;  // CTAs that share tiles
+  int32_t shares;  // clustered: of a unit
 };
 
 // Counts uses of a ring of buffers: which one, and the parity of its barriers' phase.
@@ -81,19 +82,16 @@ struct Ring {
 };
 
 template <class Traits>
-__device__ void init_barriers(DecodeStorage<Traits>& shared) {
+__device__ void init_barriers(DecodeStorage<Traits>& shared, int groups) {
   for (int s = 0; s < Traits::kStages; s++) {
     for (auto& barrier : shared.k_full[s]) barrier_init(&barrier, 1);
-    barrier_init(&shared.k_empty[s], 8);
+    barrier_init(&shared.k_empty[s], 8 * groups);
   }
   barrier_init(&shared.q_full, 1);
-  barrier_init(&shared.q_empty, 4);
   barrier_init(&shared.p_full, 4);
   barrier_init(&shared.p_empty, 8);
-  for (int i = 0; i < 2; i++) {
-    barrier_init(&shared.work_full[i], 1);
-    barrier_init(&shared.work_empty[i], 12);
-  }
+  barrier_init(&shared.work_full, 1);
+  barrier_init(&shared.work_empty, 12 * groups);
   barrier_init_fence();
 }
 
@@ -103,11 +101,21 @@ __device__ __forceinline__ void warp_arrive(uint64_t* barrier, int lane) {
   if (lane == 0) barrier_arrive(barrier);
 }
 
+// The same at the barrier of each CTA that shares tiles with this one.
+__device__ __forceinline__ void warp_arrive_all(uint64_t* barrier, int lane, int groups) {
+  __syncwarp();
+  if (groups == 1) {
+    if (lane == 0) barrier_arrive(barrier);
+  } else if (lane < groups) {
+    barrier_arrive_remote(barrier, cluster_rank() / groups * groups + lane);
+  }
+}
+
 // ---- Producer -------------------------------------------------------------------------------------
 
 struct DecodeMaps {
   const TensorMap* q;  // [panels, rows x heads, 64], box [panels, kRows, 64]
-  const TensorMap* k;  // [panels, slots, 64], box [panels / kCopies, 64, 64]
+  const TensorMap* k;  // [panels, slots, 64], box [1, 64, 64]
 };
 
 template <class Traits>
@@ -115,26 +123,26 @@ struct Producer {
   const DecodeProblem& problem;
   DecodeStorage<Traits>& shared;
   DecodeMaps maps;
-  int32_t lane;
+  int32_t lane, groups, group;  // group: which of the CTAs that share tiles
+  uint16_t sharers;             // these CTAs of the cluster, a bit each
+  uint64_t policy;
   Ring<Traits::kStages> stage;
-  Ring<2> work_slot;
-  uint32_t q_parity = 0;
+  uint32_t work_parity = 1;
 
   __device__ void hand_out(const Work& work) {
-    barrier_wait(&shared.work_empty[work_slot.index], work_slot.parity ^ 1);
+    barrier_wait(&shared.work_empty, work_parity);
+    work_parity ^= 1;
     if (lane == 0) {
-      shared.work[work_slot.index] = work;
-      barrier_arrive(&shared.work_full[work_slot.index]);
+      shared.work = work;
+      barrier_arrive(&shared.work_full);
     }
     __syncwarp();
   }
 
-  __device__ void load_queries(const Work& work) {
-    barrier_wait(&shared.q_empty, q_parity ^ 1);
-    q_parity ^= 1;
+  __device__ void load_queries(const Unit& unit) {
     if (lane != 0) return;
     barrier_arrive_expect(&shared.q_full, sizeof(shared.q));
-    tma_load(shared.q, *maps.q, &shared.q_full, 0, work.unit.flat, 0, kEvictNormal);
+    tma_load(shared.q, *maps.q, &shared.q_full, 0, unit.flat, 0, kEvictNormal);
   }
 
   // The cache row of a visible block, or -1 where the table names none.
@@ -152,7 +160,22 @@ struct Producer {
     return slot >= 0 && slot + keys <= problem.slots ? static_cast<int>(slot) : -1;
   }
 
-  __device__ void load_keys(const Work& work, uint64_t policy) {
+  // A tile's panels, divided among the CTAs that share it.
+  __device__ void load_tile(int slot) {
+    auto& full = shared.k_full[stage.index];
+    for (auto& barrier : full)
+      barrier_arrive_expect(&barrier, Traits::kArrivalPanels * Traits::kPanelBytes);
+    for (int panel = group; panel < Traits::kPanels; panel += groups) {
+      uint64_t* barrier = &full[panel / Traits::kArrivalPanels];
+      bf16* to = shared.k[stage.index][panel];
+      if (groups == 1)
+        tma_load(to, *maps.k, barrier, 0, slot, panel, policy);
+      else
+        tma_load_multicast(to, *maps.k, barrier, 0, slot, panel, sharers, policy);
+    }
+  }
+
+  __device__ void load_keys(const Work& work) {
     int slots = 0, first_block = INT32_MIN;  // of 32 visible blocks, one a lane
     const int last_block = (work.end - 1) / kBlockTiles;
     for (int tile = work.first; tile < work.end; tile++, stage.advance()) {
@@ -161,61 +184,59 @@ struct Producer {
         first_block = block;
         slots = block + lane <= last_block ? slot_of(work.unit, block + lane) : 0;
       }
-      int slot = __shfl_sync(kFullWarp, slots, block - first_block);
+      const int slot = __shfl_sync(kFullWarp, slots, block - first_block);
       barrier_wait(&shared.k_empty[stage.index], stage.parity ^ 1);
       if (lane != 0) continue;
-      if (slot < 0) {
-        shared.work[work_slot.index].unit.broken = true;
-        slot = static_cast<int>(problem.slots);  // becomes zeros
-      } else {
-        slot += tile % kBlockTiles * kTileKeys;
-      }
-      for (int copy = 0; copy < Traits::kCopies; copy++) {
-        uint64_t* barrier = &shared.k_full[stage.index][copy];
-        barrier_arrive_expect(barrier, Traits::kCopyPanels * Traits::kPanelBytes);
-        tma_load(shared.k[stage.index][copy * Traits::kCopyPanels], *maps.k, barrier, 0, slot,
-                 copy * Traits::kCopyPanels, policy);
-      }
+      if (slot < 0) shared.work.unit.broken = true;
+      // Behind the cache's end there are zeros.
+      load_tile(slot < 0 ? static_cast<int>(problem.slots) : slot + tile % kBlockTiles * kTileKeys);
     }
   }
 
-  __device__ void load(const Work& work, uint64_t policy) {
+  __device__ void load(const Work& work) {
     hand_out(work);
-    if (work.first < work.end) {
-      load_queries(work);
-      load_keys(work, policy);
-    }
-    work_slot.advance();
+    if (work.first >= work.end) return;
+    load_queries(work.unit);
+    load_keys(work);
   }
 };
 
+// Of the unit's pairs, those of this CTA.
 template <class Traits>
-__device__ void write_splits(const DecodeScratch& scratch, const Work& work, Splits splits,
-                             int lane) {
-  if (work.first != 0) return;
-  for (splits.row = lane; splits.row < work.unit.rows; splits.row += kLanes)
-    scratch.splits[work.unit.flat + splits.row] = splits;
+__device__ void take_rows(Unit& unit, int group) {
+  unit.flat += group * Traits::kRows;
+  unit.rows = max(0, min(Traits::kRows, unit.rows - group * Traits::kRows));
 }
 
 template <class Traits>
 __device__ void produce(const DecodeProblem& problem, const DecodeLaunch& launch,
                         DecodeStorage<Traits>& shared, DecodeMaps maps) {
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  Producer<Traits> producer{problem, shared, maps, lane, {}, {}};
+  const int lane = static_cast<int>(threadIdx.x) % kLanes, cta = static_cast<int>(blockIdx.x);
+  const int groups = launch.groups, group = cta % groups, unit_rows = groups * Traits::kRows;
+  const int share = cta / groups % launch.shares;
+  const auto sharers = static_cast<uint16_t>(((1 << groups) - 1) << (share * groups));
+  Producer<Traits> producer{problem, shared,  maps,         lane, groups,
+                            group,   sharers, kEvictNormal, {}};
+  prefetch_tables(problem, lane);
   Work work;
   if (launch.parts > 0) {
-    Splits splits;
-    Line<Traits::kRows> line(problem, lane, static_cast<int>(blockIdx.x), launch.parts,
-                             launch.min_tiles);
-    while (line.next(problem, work, splits)) {
-      write_splits<Traits>(launch.scratch, work, splits, lane);
-      producer.load(work, kEvictFirst);
+    producer.policy = kEvictFirst;
+    Line line(problem, lane, unit_rows, cta / groups, launch.parts);
+    cluster_wait();  // all barriers are ready
+    for (int splits; line.next(problem, work, splits);) {
+      take_rows<Traits>(work.unit, group);
+      producer.load(work);
+      for (int row = lane; work.first == 0 && row < work.unit.rows; row += kLanes)
+        launch.scratch.splits[work.unit.flat + row] = {2 * cta + work.slot, splits, row, groups};
     }
   } else {
-    const int cluster = static_cast<int>(blockIdx.x) / launch.cluster_ctas;
-    if (find_share<Traits::kRows>(problem, lane, cluster, static_cast<int>(cluster_rank()),
-                                  launch.cluster_ctas, work))
-      producer.load(work, kEvictNormal);
+    const bool found = find_share(problem, lane, unit_rows, cta / (groups * launch.shares), share,
+                                  launch.shares, work);
+    cluster_wait();
+    if (found) {
+      take_rows<Traits>(work.unit, group);
+      return producer.load(work);
+    }
   }
   work.end = kNoMoreWork;
   producer.hand_out(work);
@@ -261,8 +282,8 @@ __device__ void multiply_keys(DecodeStorage<Traits>& shared, Ring<Traits::kStage
   wgmma_fence();
 #pragma unroll
   for (int panel = 0; panel < Traits::kPanels; panel++) {
-    if (panel % Traits::kCopyPanels == 0)
-      barrier_wait(&shared.k_full[stage.index][panel / Traits::kCopyPanels], stage.parity);
+    if (panel % Traits::kArrivalPanels == 0)
+      barrier_wait(&shared.k_full[stage.index][panel / Traits::kArrivalPanels], stage.parity);
     const uint64_t q = wgmma_descriptor(shared.q[panel]);
     const uint64_t k = wgmma_descriptor(shared.k[stage.index][panel]);
 #pragma unroll
@@ -432,25 +453,24 @@ __device__ void store_shrink(DecodeStorage<Traits>& shared, const ScoreState<Tra
 }
 
 template <class Traits>
-__device__ void make_scores(const DecodeProblem& problem, DecodeStorage<Traits>& shared) {
+__device__ void make_scores(const DecodeProblem& problem, const DecodeLaunch& launch,
+                            DecodeStorage<Traits>& shared) {
   ScoreState<Traits> state;
   state.warp = static_cast<int>(threadIdx.x) % 128 / kLanes;
   state.lane = static_cast<int>(threadIdx.x) % kLanes;
   Ring<Traits::kStages> stage;
-  Ring<2> slot;
-  uint32_t q_parity = 0, p_parity = 0;
+  uint32_t work_parity = 0, p_parity = 0;
   int turn = 0;
-  for (;; slot.advance()) {
-    barrier_wait(&shared.work_full[slot.index], slot.parity);
-    const Work& work = shared.work[slot.index];
+  for (;; work_parity ^= 1) {
+    barrier_wait(&shared.work_full, work_parity);
+    const Work& work = shared.work;
     if (work.end == kNoMoreWork) return;
     const Unit& unit = work.unit;
     const int first = work.first, end = work.end, lowest = unit.lowest;
     begin_scores(problem, unit, state);
-    if (first < end) barrier_wait(&shared.q_full, q_parity), q_parity ^= 1;
+    if (first < end) barrier_wait(&shared.q_full, work_parity);
     for (int tile = first; tile < end; tile++, stage.advance()) {
       multiply_keys(shared, stage, state.scores);
-      if (tile + 1 == end) warp_arrive(&shared.q_empty, state.lane);
       const int block = absolute_block(unit, tile / kBlockTiles);
       const int first_key = block * kBlockTokens + tile % kBlockTiles * kTileKeys;
       if (first_key + kTileKeys - 1 > lowest ||
@@ -467,7 +487,8 @@ __device__ void make_scores(const DecodeProblem& problem, DecodeStorage<Traits>&
       proxy_fence();
       warp_arrive(&shared.p_full, state.lane);
     }
-    warp_arrive(&shared.work_empty[slot.index], state.lane);
+    if (launch.parts == 0) return;
+    warp_arrive_all(&shared.work_empty, state.lane, launch.groups);
   }
 }
 

@@ -99,57 +99,55 @@ __device__ inline float log_sum(float highest, float total) {
   return (highest + __log2f(total)) * kLn2;
 }
 
-// The unit's whole: results.
+__device__ __forceinline__ void values_sync() { named_barrier_sync(kValuesBarrier, 256); }
+
+// Into shared memory, over the tiles: nobody reads those any more.
 template <class Traits>
-__device__ void store_results(const DecodeProblem& problem, const Unit& unit,
-                              const ValueState<Traits>& state,
-                              const float (&total)[kRowsStored<Traits>]) {
-  bf16* out = problem.out + int64_t{unit.flat} * Traits::kLatent;
+__device__ void stage_sums(DecodeStorage<Traits>& shared, const ValueState<Traits>& state) {
+  values_sync();
   for_each_pair(state, [&](int index, int column, float left, float right) {
-    const int row = stored_row(state, index);
-    if (row >= unit.rows || total[index] == 0) return;
-    const float inverse = 1 / total[index];
-    *reinterpret_cast<uint32_t*>(out + row * Traits::kLatent + column) =
-        pack(left * inverse, right * inverse);
+    float* row = shared.sums + stored_row(state, index) * Traits::kSumsRow;
+    *reinterpret_cast<float2*>(row + column) = make_float2(left, right);
   });
 }
 
 template <class Traits>
-__device__ void store_partial(const DecodeScratch& scratch, const Work& work,
-                              const ValueState<Traits>& state) {
-  float* sums = scratch.sums + int64_t{work.slot} * Traits::kRows * Traits::kLatent;
+__device__ void stage_results(DecodeStorage<Traits>& shared, const ValueState<Traits>& state) {
+  float inverse[kRowsStored<Traits>];
+#pragma unroll
+  for (int i = 0; i < kRowsStored<Traits>; i++) inverse[i] = 1 / shared.total[stored_row(state, i)];
+  values_sync();
   for_each_pair(state, [&](int index, int column, float left, float right) {
-    const int row = stored_row(state, index);
-    if (row < work.unit.rows)
-      *reinterpret_cast<float2*>(sums + row * Traits::kLatent + column) = make_float2(left, right);
+    bf16* row = shared.results + stored_row(state, index) * Traits::kResultsRow;
+    *reinterpret_cast<uint32_t*>(row + column) =
+        pack(left * inverse[index], right * inverse[index]);
   });
 }
 
-// The rows' highest score and total, by the first values warpgroup.
+// What was staged goes out row by row in full lines, one thread a row. Writing the accumulators'
+// fragments straight to memory takes five times as long.
 template <class Traits>
-__device__ void store_stats(const DecodeProblem& problem, const DecodeScratch& scratch,
-                            const Work& work, const DecodeStorage<Traits>& shared) {
-  const int row = static_cast<int>(threadIdx.x) % 128;
+__device__ void store_staged(const DecodeProblem& problem, const DecodeScratch& scratch,
+                             const DecodeStorage<Traits>& shared) {
+  proxy_fence();
+  values_sync();
+  const int row = static_cast<int>(threadIdx.x) - 128;
+  const Work& work = shared.work;
   if (row >= work.unit.rows) return;
   const float highest = shared.highest[row], total = shared.total[row];
   if (work.slot >= 0) {
-    auto* stats = reinterpret_cast<float2*>(scratch.stats);
-    stats[work.slot * Traits::kRows + row] = make_float2(highest, total);
-  } else if (problem.lse != nullptr && total != 0) {
-    problem.lse[work.unit.flat + row] = log_sum(highest, total);
+    const int64_t to = int64_t{2 * static_cast<int>(blockIdx.x) + work.slot} * Traits::kRows + row;
+    reinterpret_cast<float2*>(scratch.stats)[to] = make_float2(highest, total);
+    bulk_store(scratch.sums + to * Traits::kLatent, shared.sums + row * Traits::kSumsRow,
+               Traits::kLatent * sizeof(float));
+  } else if (total != 0) {  // else padding
+    const int64_t to = work.unit.flat + row;
+    if (problem.lse != nullptr) problem.lse[to] = log_sum(highest, total);
+    bulk_store(problem.out + to * Traits::kLatent, shared.results + row * Traits::kResultsRow,
+               Traits::kLatent * sizeof(bf16));
   }
-}
-
-// For the other CTAs of the cluster, over the tiles, which nobody reads any more.
-template <class Traits>
-__device__ void share_sums(DecodeStorage<Traits>& shared, const ValueState<Traits>& state,
-                           bool any) {
-  if (!any) return;
-  named_barrier_sync(kValuesBarrier, 256);
-  for_each_pair(state, [&](int index, int column, float left, float right) {
-    float* row = shared.sums + stored_row(state, index) * Traits::kExchangeRow;
-    *reinterpret_cast<float2*>(row + column) = make_float2(left, right);
-  });
+  tma_store_commit();
+  tma_store_wait_read<0>();
 }
 
 template <class Traits>
@@ -160,39 +158,27 @@ __device__ void sum_values(const DecodeProblem& problem, const DecodeLaunch& lau
   state.warp = static_cast<int>(threadIdx.x) % 128 / kLanes;
   state.lane = static_cast<int>(threadIdx.x) % kLanes;
   Ring<Traits::kStages> stage;
-  Ring<2> slot;
-  uint32_t p_parity = 0;
-  for (;; slot.advance()) {
-    barrier_wait(&shared.work_full[slot.index], slot.parity);
-    const Work& work = shared.work[slot.index];
-    if (work.end == kNoMoreWork) return;
-    const int first = work.first, end = work.end;
-    float total[kRowsStored<Traits>];
+  uint32_t work_parity = 0, p_parity = 0;
+  for (;; work_parity ^= 1) {
+    barrier_wait(&shared.work_full, work_parity);
+    const int first = shared.work.first, end = shared.work.end;
+    if (end == kNoMoreWork) return;
     for (int tile = first; tile < end; tile++, stage.advance()) {
       for (auto& barrier : shared.k_full[stage.index]) barrier_wait(&barrier, stage.parity);
       barrier_wait(&shared.p_full, p_parity), p_parity ^= 1;
       if (tile > first) shrink_sums(shared, state);
       multiply_values(shared, stage.index, tile > first, state);
-      if (tile + 1 == end) {
-#pragma unroll
-        for (int i = 0; i < kRowsStored<Traits>; i++)
-          total[i] = shared.total[stored_row(state, i)];
-        if (launch.parts > 0 && state.group == 0)
-          store_stats(problem, launch.scratch, work, shared);
-      }
-      __syncwarp();
-      if (state.lane == 0) {
-        barrier_arrive(&shared.p_empty);
-        barrier_arrive(&shared.k_empty[stage.index]);
-      }
+      warp_arrive(&shared.p_empty, state.lane);
+      warp_arrive_all(&shared.k_empty[stage.index], state.lane, launch.groups);
     }
-    if (launch.parts == 0)
-      share_sums(shared, state, first < end);
-    else if (work.slot < 0)
-      store_results(problem, work.unit, state, total);
-    else
-      store_partial(launch.scratch, work, state);
-    warp_arrive(&shared.work_empty[slot.index], state.lane);
+    if (shared.work.slot < 0 && first < end)
+      stage_results(shared, state);
+    else if (first < end)
+      stage_sums(shared, state);
+    if (first < end && (launch.parts > 0 || shared.work.slot < 0))
+      store_staged(problem, launch.scratch, shared);
+    if (launch.parts == 0) return;
+    warp_arrive_all(&shared.work_empty, state.lane, launch.groups);
   }
 }
 
@@ -200,69 +186,97 @@ __device__ void sum_values(const DecodeProblem& problem, const DecodeLaunch& lau
 
 __device__ __forceinline__ float load_remote(uint32_t address) {
   float value;
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address));
   return value;
 }
 __device__ __forceinline__ float4 load_remote4(uint32_t address) {
   float4 v;
   asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
                : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(address)
-               : "memory");
+               : "r"(address));
   return v;
 }
 
-// Every CTA of the cluster merges its share of the rows, in ascending order of keys.
+// How much each share of the unit weighs in rows of this CTA, [own rows, kShares]; negative where a
+// row saw nothing.
+template <class Traits, int kShares>
+__device__ void weigh_shares(const DecodeProblem& problem, DecodeStorage<Traits>& shared,
+                             int first_cta, int groups, int first_row, float* weights) {
+  constexpr int kOwnRows = Traits::kRows / kShares;
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread >= kOwnRows) return;
+  const int row = first_row + thread;
+  float highest[kShares], total[kShares], best = negative_infinity(), sum = 0;
+#pragma unroll
+  for (int c = 0; c < kShares; c++) {
+    const int cta = first_cta + c * groups;
+    highest[c] = load_remote(cluster_address(shared_address(&shared.highest[row]), cta));
+    total[c] = load_remote(cluster_address(shared_address(&shared.total[row]), cta));
+  }
+#pragma unroll
+  for (float own : highest) best = fmaxf(best, own);
+  const bool any = best != negative_infinity() && row < shared.work.unit.rows;
+#pragma unroll
+  for (int c = 0; c < kShares; c++) {
+    const bool empty = highest[c] == negative_infinity();  // its total was not written
+    highest[c] = empty ? 0.0f : exp2_fast(highest[c] - best);
+    sum += empty ? 0.0f : highest[c] * total[c];
+  }
+#pragma unroll
+  for (int c = 0; c < kShares; c++)
+    weights[thread * kShares + c] = any ? highest[c] * (1 / sum) : -1.0f;
+  if (problem.lse != nullptr && any) problem.lse[shared.work.unit.flat + row] = log_sum(best, sum);
+}
+
+// Every CTA of the unit merges its share of the rows, in ascending order of keys.
+template <class Traits, int kShares>
+__device__ void merge_shares(const DecodeProblem& problem, int groups,
+                             DecodeStorage<Traits>& shared) {
+  constexpr int kOwnRows = Traits::kRows / kShares;
+  cluster_arrive();
+  cluster_wait();
+  const int rank = static_cast<int>(cluster_rank()), first_cta = rank % groups;
+  const int first_row = rank / groups * kOwnRows;
+  float* weights = reinterpret_cast<float*>(shared.p);
+  weigh_shares<Traits, kShares>(problem, shared, first_cta, groups, first_row, weights);
+  named_barrier_sync(kMergeBarrier, Traits::kMergeThreads);
+  const int column = static_cast<int>(threadIdx.x) % 128 * 4;
+  const int64_t flat = shared.work.unit.flat;
+#pragma unroll 2
+  for (int row = static_cast<int>(threadIdx.x) / 128; row < kOwnRows; row += 3) {
+    const uint32_t from =
+        shared_address(shared.sums + (first_row + row) * Traits::kSumsRow + column);
+    float4 own[kShares], sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int c = 0; c < kShares; c++)
+      own[c] = load_remote4(cluster_address(from, first_cta + c * groups));
+    if (weights[row * kShares] < 0) continue;
+#pragma unroll
+    for (int c = 0; c < kShares; c++) {
+      const float weight = weights[row * kShares + c];
+      if (weight == 0) continue;  // nothing may have been written
+      sum.x += own[c].x * weight, sum.y += own[c].y * weight;
+      sum.z += own[c].z * weight, sum.w += own[c].w * weight;
+    }
+    bf16* out = problem.out + (flat + first_row + row) * Traits::kLatent + column;
+    *reinterpret_cast<uint2*>(out) = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
+  }
+}
+
 template <class Traits>
 __device__ void merge_cluster(const DecodeProblem& problem, const DecodeLaunch& launch,
                               DecodeStorage<Traits>& shared) {
-  const Work& work = shared.work[0];
-  if (work.end == kNoMoreWork) return;  // the same in the whole cluster
-  cluster_arrive();
-  cluster_wait();
-  const int thread = static_cast<int>(threadIdx.x), ctas = launch.cluster_ctas;
-  const int own_rows = Traits::kRows / ctas;
-  const int first_row = static_cast<int>(cluster_rank()) * own_rows;
-  float* weights = reinterpret_cast<float*>(shared.p);  // [rows, ctas]
-  if (thread < own_rows) {
-    const int row = first_row + thread;
-    const uint32_t highest = shared_address(&shared.highest[row]);
-    const uint32_t total = shared_address(&shared.total[row]);
-    float best = negative_infinity(), sum = 0;
-    for (int c = 0; c < ctas; c++) best = fmaxf(best, load_remote(cluster_address(highest, c)));
-    for (int c = 0; c < ctas; c++) {
-      const float own = load_remote(cluster_address(highest, c));
-      const float weight = own == negative_infinity() ? 0.0f : exp2_fast(own - best);
-      if (weight > 0) sum += weight * load_remote(cluster_address(total, c));
-      weights[thread * ctas + c] = weight;
-    }
-    for (int c = 0; c < ctas; c++) weights[thread * ctas + c] *= 1 / sum;
-    if (problem.lse != nullptr && row < work.unit.rows && best != negative_infinity())
-      problem.lse[work.unit.flat + row] = log_sum(best, sum);
-    if (best == negative_infinity() || row >= work.unit.rows) weights[thread * ctas] = -1;
+  switch (launch.shares) {
+    case 2:
+      return merge_shares<Traits, 2>(problem, launch.groups, shared);
+    case 4:
+      return merge_shares<Traits, 4>(problem, launch.groups, shared);
+    case 8:
+      return merge_shares<Traits, 8>(problem, launch.groups, shared);
+    case 16:
+      if constexpr (Traits::kRows % 16 == 0)
+        return merge_shares<Traits, 16>(problem, launch.groups, shared);
   }
-  named_barrier_sync(kMergeBarrier, Traits::kMergeThreads);
-  constexpr int kVectors = Traits::kLatent / 4;
-  for (int i = thread; i < own_rows * kVectors; i += Traits::kMergeThreads) {
-    const int row = i / kVectors, column = i % kVectors * 4;
-    if (weights[row * ctas] < 0) continue;  // sees nothing
-    const uint32_t from =
-        shared_address(shared.sums + (first_row + row) * Traits::kExchangeRow + column);
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 8
-    for (int c = 0; c < ctas; c++) {
-      const float weight = weights[row * ctas + c];
-      if (weight == 0) continue;  // nothing was written
-      const float4 own = load_remote4(cluster_address(from, c));
-      sum.x += own.x * weight, sum.y += own.y * weight;
-      sum.z += own.z * weight, sum.w += own.w * weight;
-    }
-    *reinterpret_cast<uint2*>(problem.out +
-                              int64_t{work.unit.flat + first_row + row} * Traits::kLatent +
-                              column) = make_uint2(pack(sum.x, sum.y), pack(sum.z, sum.w));
-  }
-  cluster_arrive();
-  cluster_wait();  // the others still read this CTA's shared memory
 }
 
 }  // namespace loza::cuda::attention
