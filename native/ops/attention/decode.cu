@@ -59,11 +59,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   const int warp = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / kLanes, 0);
   if (threadIdx.x == 0) init_barriers(shared, launch.groups);
   if (threadIdx.x < Traits::kRows) shared.highest[threadIdx.x] = negative_infinity();
-  __syncthreads();
-  cluster_arrive();
+  __syncwarp();
+  cluster_arrive();  // for the barriers; waited for where they are first needed
   launch_dependents();
   if (warp >= 12) {
-    release_registers<56>();
+    release_registers<64>();
     if (warp == 12) return produce(problem, launch, shared, {&q_map, &k_map});
     return cluster_wait();
   }
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
     sum_values(problem, launch, shared);
     merge_cluster(problem, launch, shared);
   } else {
-    release_registers<120>();
+    release_registers<112>();
     cluster_wait();
     make_scores(problem, launch, shared);
     merge_cluster(problem, launch, shared);
@@ -228,13 +228,15 @@ void launch_tensor(const DecodeProblem& problem, const DecodeShape& shape, CudaS
   config.dynamicSmemBytes = kBytes;
   config.stream = stream.handle();
   config.attrs = &cluster, config.numAttrs = 1;
+  const int unit_rows = Traits::kRows * shape.groups;
   DecodeLaunch launch{.groups = shape.groups, .shares = shape.shares};
+  launch.row_units = problem.heads % unit_rows == 0 ? problem.heads / unit_rows : 0;
   if (shape.lined_up) {
     launch.parts = resident_clusters<Traits>(config, cluster_ctas);
     launch.scratch = take_scratch<Traits>(stream, launch.parts * cluster_ctas, pairs);
   }
   const int clusters =
-      shape.lined_up ? launch.parts : units_at_most(problem, Traits::kRows * shape.groups);
+      shape.lined_up ? launch.parts : units_at_most(problem, unit_rows);
   config.gridDim = dim3(static_cast<unsigned>(clusters * cluster_ctas));
   check(cudaLaunchKernelEx(&config, decode_kernel<Traits>, problem, launch, q_map, k_map),
         "attention_decode");

@@ -98,21 +98,6 @@ __device__ inline int tiles_of(const DecodeProblem& problem, int sequence, int u
   return tiles;
 }
 
-// A warp reads what it will ask for soon, all at once and into its cache: what follows asks for one
-// thing after the other.
-__device__ inline void prefetch_tables(const DecodeProblem& problem, int lane) {
-  int32_t sink = 0;
-#pragma unroll 4
-  for (int i = lane; i < min(problem.sequences, 4 * kLanes); i += kLanes)
-    sink ^= problem.query_starts[(i + 1) * problem.starts_step] ^
-            problem.first_local[i * problem.first_local_step] ^
-            problem.block_table[i * problem.table_row];
-#pragma unroll 4
-  for (int i = lane; i < min(problem.rows, 4 * kLanes); i += kLanes)
-    sink ^= problem.positions[i * problem.positions_step];
-  asm volatile("" ::"r"(sink));
-}
-
 struct Place {
   int32_t sequence, before;  // `before`: the sum of the sequences before it
 };
@@ -123,33 +108,50 @@ struct Sums {
   const DecodeProblem& problem;
   int32_t lane;
   Size size;
-  int32_t own, total;  // own: of sequence `lane`
 
-  __device__ Sums(const DecodeProblem& problem, int lane, const Size& size)
-      : problem(problem), lane(lane), size(size) {
-    own = lane < problem.sequences ? size(lane) : 0;
-    int sum = own;
-    for (int i = lane + kLanes; i < problem.sequences; i += kLanes) sum += size(i);
-    total = warp_sum(sum);
+  __device__ int of_lane(int first) const {
+    return first + lane < problem.sequences ? size(first + lane) : 0;
+  }
+
+  __device__ int total() const {
+    int sum = 0;
+    for (int first = 0; first < problem.sequences; first += kLanes) sum += of_lane(first);
+    return warp_sum(sum);
   }
 
   // The sequence in which `place` of the sum lies; problem.sequences if in none.
   __device__ Place find(int place) const {
     int before = 0;
     for (int first = 0; first < problem.sequences; first += kLanes) {
-      const int i = first + lane;
-      const int count = first == 0 ? own : i < problem.sequences ? size(i) : 0;
-      const int behind = before + warp_inclusive_sum(count);
+      const int own = of_lane(first), behind = before + warp_inclusive_sum(own);
       const unsigned found = __ballot_sync(kFullWarp, place < behind);
       if (found != 0) {
         const int winner = __ffs(static_cast<int>(found)) - 1;
-        return {first + winner, __shfl_sync(kFullWarp, behind - count, winner)};
+        return {first + winner, __shfl_sync(kFullWarp, behind - own, winner)};
       }
       before = __shfl_sync(kFullWarp, behind, kLanes - 1);
     }
     return {problem.sequences, before};
   }
 };
+template <class Size>
+Sums(const DecodeProblem&, int, Size) -> Sums<Size>;
+
+// By a whole warp: the sequence of a row, and the rows before it.
+__device__ inline Place find_sequence_of(const DecodeProblem& problem, int lane, int row) {
+  constexpr int kBatch = 4;  // reads under way at a time
+  int starts = 0;            // at or before the row
+  for (int first = 0; first <= problem.sequences; first += kBatch * kLanes) {
+#pragma unroll
+    for (int k = 0; k < kBatch; k++) {
+      const int i = first + k * kLanes + lane;
+      if (i <= problem.sequences) starts += problem.query_starts[i * problem.starts_step] <= row;
+    }
+  }
+  const int sequence = warp_sum(starts) - 1;
+  if (sequence < 0 || sequence >= problem.sequences) return {problem.sequences, 0};
+  return {sequence, problem.query_starts[sequence * problem.starts_step]};
+}
 
 // Where the partial results of a pair (row, head) lie: in row `row` of slot `first`, then of the
 // first slots of the next parts' CTAs. A CTA has two slots.
@@ -161,62 +163,107 @@ struct alignas(16) Splits {
   }
 };
 
-// A cluster's part of the line. Every lane holds the same.
+__device__ inline Unit shuffle(const Unit& unit, int lane) {
+  const auto get = [lane](int value) { return __shfl_sync(kFullWarp, value, lane); };
+  return {get(unit.flat),      get(unit.rows),   get(unit.sequence), get(unit.tiles),
+          get(unit.sinks),     get(unit.first_local), get(unit.all_local), get(unit.lowest),
+          get(unit.highest),   get(unit.broken) != 0};
+}
+
+// A cluster's part of the line. Every lane holds the same, but for `own` and `behind`.
 struct Line {
   int32_t unit_rows, part, part_tiles;  // number and tiles of a part
   int32_t place, end;                   // what is left, along the line
-  int32_t sequence, index = 0;          // the unit that begins at or before `place`
-  int32_t unit_begin;                   // where
   bool began = false;
+  bool simple;                           // a unit a sequence, a sequence a lane:
+  Unit own;                              // the lane's
+  int32_t behind = 0;                    // where it ends
+  int32_t sequence = 0, index = 0;       // else the unit that begins at or before `place`
+  int32_t unit_begin = 0;                // and where
+
+  __device__ auto sums(const DecodeProblem& problem, int lane) const {
+    return Sums(problem, lane, [&problem, rows = unit_rows](int sequence) {
+      return tiles_of(problem, sequence, rows);
+    });
+  }
 
   __device__ Line(const DecodeProblem& problem, int lane, int unit_rows, int part, int parts)
       : unit_rows(unit_rows), part(part) {
-    const auto size = [&](int sequence) { return tiles_of(problem, sequence, unit_rows); };
-    const Sums sums(problem, lane, size);
-    part_tiles = max(1, (sums.total + parts - 1) / parts);
+    const SequenceRows rows =
+        lane < problem.sequences ? rows_of(problem, lane) : SequenceRows{0, 0};
+    simple = problem.sequences <= kLanes &&
+             __all_sync(kFullWarp, rows.count * problem.heads <= unit_rows);
+    int total;
+    if (simple) {
+      if (rows.count > 0) own = describe_unit(problem, lane, rows, 0, unit_rows);
+      behind = warp_inclusive_sum(own.tiles);
+      total = __shfl_sync(kFullWarp, behind, kLanes - 1);
+    } else {
+      total = sums(problem, lane).total();
+    }
+    part_tiles = max(1, (total + parts - 1) / parts);
     place = part * part_tiles;
-    end = min(sums.total, place + part_tiles);
-    const Place found = sums.find(place);
+    end = min(total, place + part_tiles);
+    if (simple) return;
+    const Place found = sums(problem, lane).find(place);
     sequence = found.sequence, unit_begin = found.before;
   }
 
-  // The next run of tiles of one unit, and in how many runs the unit is split; false at the end.
-  __device__ bool next(const DecodeProblem& problem, Work& work, int& splits) {
-    while (place < end && sequence < problem.sequences) {
+  // The unit in which `place` lies.
+  __device__ Unit find_unit(const DecodeProblem& problem) {
+    if (simple) {
+      const int winner =
+          __ffs(static_cast<int>(__ballot_sync(kFullWarp, place < behind))) - 1;
+      const Unit unit = shuffle(own, winner);
+      unit_begin = __shfl_sync(kFullWarp, behind, winner) - unit.tiles;
+      return unit;
+    }
+    for (;;) {
       const SequenceRows rows = rows_of(problem, sequence);
       if (index >= units_of(problem, rows, unit_rows)) {
         sequence++, index = 0;
         continue;
       }
-      work.unit = describe_unit(problem, sequence, rows, index, unit_rows);
-      const int unit_end = unit_begin + work.unit.tiles;
-      if (unit_end <= place) {
-        index++, unit_begin = unit_end;
-        continue;
-      }
-      work.first = place - unit_begin;
-      work.end = min(end, unit_end) - unit_begin;
-      const bool whole = work.first == 0 && work.end == work.unit.tiles;
-      work.slot = whole ? -1 : began ? 1 : 0;
-      splits = (unit_end - 1) / part_tiles - part + 1;
-      began = true;
-      place = unit_begin + work.end;
-      return true;
+      const Unit unit = describe_unit(problem, sequence, rows, index, unit_rows);
+      if (place < unit_begin + unit.tiles) return unit;
+      index++, unit_begin += unit.tiles;
     }
-    return false;
+  }
+
+  // The next run of tiles of one unit, and in how many runs the unit is split; false at the end.
+  __device__ bool next(const DecodeProblem& problem, Work& work, int& splits) {
+    if (place >= end) return false;
+    work.unit = find_unit(problem);
+    const int unit_end = unit_begin + work.unit.tiles;
+    work.first = place - unit_begin;
+    work.end = min(end, unit_end) - unit_begin;
+    const bool whole = work.first == 0 && work.end == work.unit.tiles;
+    work.slot = whole ? -1 : began ? 1 : 0;
+    splits = (unit_end - 1) / part_tiles - part + 1;
+    began = true;
+    place = unit_begin + work.end;
+    return true;
   }
 };
 
-// A share of a cluster's unit; false where the cluster has no unit.
-__device__ inline bool find_share(const DecodeProblem& problem, int lane, int unit_rows, int cluster,
-                                  int share, int shares, Work& work) {
-  const auto size = [&](int sequence) {
-    return units_of(problem, rows_of(problem, sequence), unit_rows);
-  };
-  const Place place = Sums(problem, lane, size).find(cluster);
+// A share of a cluster's unit; false where the cluster has no unit. `row_units`: units of a row, 0
+// where units may have several rows.
+__device__ inline bool find_share(const DecodeProblem& problem, int lane, int unit_rows,
+                                  int row_units, int cluster, int share, int shares, Work& work) {
+  Place place;
+  if (row_units > 0) {
+    const int first = problem.query_starts[0];
+    place = find_sequence_of(problem, lane, first + cluster / row_units);
+    place.before = (place.before - first) * row_units;
+  } else {
+    place = Sums(problem, lane, [&](int sequence) {
+              return units_of(problem, rows_of(problem, sequence), unit_rows);
+            }).find(cluster);
+  }
   if (place.sequence >= problem.sequences) return false;
-  work.unit = describe_unit(problem, place.sequence, rows_of(problem, place.sequence),
-                            cluster - place.before, unit_rows);
+  const SequenceRows rows = rows_of(problem, place.sequence);
+  if ((cluster - place.before) * unit_rows >= rows.count * problem.heads) return false;
+  work.unit = describe_unit(problem, place.sequence, rows, cluster - place.before, unit_rows);
   const int tiles = (work.unit.tiles + shares - 1) / shares;
   work.first = min(work.unit.tiles, share * tiles);
   work.end = min(work.unit.tiles, work.first + tiles);

@@ -53,6 +53,7 @@ struct DecodeStorage {
   float exchange[Traits::kSwapped ? 2 : 1][4][Traits::kSwapped ? Traits::kRows : 1];
   float shrink[Traits::kRows];
   float highest[Traits::kRows], total[Traits::kRows];  // of the work's end
+  int32_t limit[Traits::kRows], local[Traits::kRows];  // last and first local position a row sees
   Work work;
   uint64_t k_full[Traits::kStages][Traits::kArrivals], k_empty[Traits::kStages];
   uint64_t q_full, p_full, p_empty, work_full, work_empty;
@@ -69,6 +70,7 @@ struct DecodeLaunch {
   int32_t parts;   // lined up: clusters; 0: clustered
   int32_t groups;  // CTAs that share tiles
   int32_t shares;  // clustered: of a unit
+  int32_t row_units;  // units of a row, 0 where a unit may have several rows
 };
 
 // Counts uses of a ring of buffers: which one, and the parity of its barriers' phase.
@@ -217,7 +219,7 @@ __device__ void produce(const DecodeProblem& problem, const DecodeLaunch& launch
   const auto sharers = static_cast<uint16_t>(((1 << groups) - 1) << (share * groups));
   Producer<Traits> producer{problem, shared,  maps,         lane, groups,
                             group,   sharers, kEvictNormal, {}};
-  prefetch_tables(problem, lane);
+  if (lane == 0) prefetch(*maps.q), prefetch(*maps.k);
   Work work;
   if (launch.parts > 0) {
     producer.policy = kEvictFirst;
@@ -230,7 +232,8 @@ __device__ void produce(const DecodeProblem& problem, const DecodeLaunch& launch
         launch.scratch.splits[work.unit.flat + row] = {2 * cta + work.slot, splits, row, groups};
     }
   } else {
-    const bool found = find_share(problem, lane, unit_rows, cta / (groups * launch.shares), share,
+    const int cluster = cta / (groups * launch.shares);
+    const bool found = find_share(problem, lane, unit_rows, launch.row_units, cluster, share,
                                   launch.shares, work);
     cluster_wait();
     if (found) {
@@ -247,11 +250,12 @@ __device__ void produce(const DecodeProblem& problem, const DecodeLaunch& launch
 template <class Traits>
 struct ScoreState {
   float scores[Traits::kScores];
+  float ahead[Traits::kScores];  // of the next tile, under way
   float highest[Traits::kScoreRows];  // of this thread's rows, in powers of two
   float total[Traits::kScoreRows];    // this thread's keys only
-  int32_t limit[Traits::kScoreRows];  // last position that the row sees
-  int32_t local[Traits::kScoreRows];  // its first local position
   int32_t warp, lane;
+  int32_t turn = 0;  // which exchange buffer is next
+  uint32_t p_parity = 0;
 };
 
 // The rows of a thread's scores: row 16 warp + g (+ 8), or all columns 8 i + 2 j (+ 1) if swapped.
@@ -263,21 +267,32 @@ __device__ int score_row(int warp, int lane, int index) {
 
 template <class Traits>
 __device__ void begin_scores(const DecodeProblem& problem, const Unit& unit,
-                             ScoreState<Traits>& state) {
+                             DecodeStorage<Traits>& shared, ScoreState<Traits>& state) {
 #pragma unroll
-  for (int r = 0; r < Traits::kScoreRows; r++) {
-    const int row = score_row<Traits>(state.warp, state.lane, r);
+  for (int r = 0; r < Traits::kScoreRows; r++)
+    state.highest[r] = negative_infinity(), state.total[r] = 0;
+  const int row = static_cast<int>(threadIdx.x);
+  if (row < Traits::kRows) {
     const int query = (unit.flat + row) / problem.heads;
-    state.highest[r] = negative_infinity();
-    state.total[r] = 0;
-    state.limit[r] = row < unit.rows ? problem.positions[query * problem.positions_step] : -1;
-    state.local[r] =
-        problem.range.first_local_block(max(0, state.limit[r]) / kBlockTokens) * kBlockTokens;
+    const int limit = row < unit.rows ? problem.positions[query * problem.positions_step] : -1;
+    shared.limit[row] = limit;
+    shared.local[row] =
+        problem.range.first_local_block(max(0, limit) / kBlockTokens) * kBlockTokens;
   }
+  named_barrier_sync(kScoresBarrier, Traits::kScoreThreads);
+}
+
+// True where all of the stage's tile is there; the same in the whole warpgroup.
+template <class Traits>
+__device__ bool has_arrived(DecodeStorage<Traits>& shared, Ring<Traits::kStages> stage) {
+  bool arrived = true;
+  for (auto& barrier : shared.k_full[stage.index])
+    arrived = arrived && barrier_test(&barrier, stage.parity);
+  return named_barrier_all(kScoresBarrier, Traits::kScoreThreads, arrived);
 }
 
 template <class Traits>
-__device__ void multiply_keys(DecodeStorage<Traits>& shared, Ring<Traits::kStages> stage,
+__device__ void start_scores(DecodeStorage<Traits>& shared, Ring<Traits::kStages> stage,
                               float (&scores)[Traits::kScores]) {
   wgmma_fence();
 #pragma unroll
@@ -294,8 +309,14 @@ __device__ void multiply_keys(DecodeStorage<Traits>& shared, Ring<Traits::kStage
     }
   }
   wgmma_commit();
+}
+
+template <class Traits>
+__device__ void finish_scores(ScoreState<Traits>& state) {
   wgmma_wait<0>();
-  wgmma_pin(scores);
+  wgmma_pin(state.ahead);
+#pragma unroll
+  for (int i = 0; i < Traits::kScores; i++) state.scores[i] = state.ahead[i];
 }
 
 // Hides what a row does not see. Keys behind the highest position may hold anything: their columns
@@ -306,12 +327,13 @@ __device__ void mask_scores(const Unit& unit, int first_key, DecodeStorage<Trait
 #pragma unroll
   for (int i = 0; i < Traits::kScores; i++) {
     const int half = i / 2 % 2, pair = i % 2, octet = i / 4;
-    const int row = Traits::kSwapped ? octet * 2 + pair : half;
+    const int row =
+        score_row<Traits>(state.warp, state.lane, Traits::kSwapped ? octet * 2 + pair : half);
     const int key = first_key + (Traits::kSwapped
                                      ? state.warp * 16 + state.lane / 4 + half * 8
                                      : octet * 8 + state.lane % 4 * 2 + pair);
-    const bool near = key < range.sink_blocks * kBlockTokens || key >= state.local[row];
-    if (key > state.limit[row] || !near) state.scores[i] = negative_infinity();
+    const bool near = key < range.sink_blocks * kBlockTokens || key >= shared.local[row];
+    if (key > shared.limit[row] || !near) state.scores[i] = negative_infinity();
   }
   const int keys = unit.highest + 1 - first_key;
   constexpr int kChunks = Traits::kLatentPanels * Traits::kPanel / kChunk;
@@ -324,8 +346,8 @@ __device__ void mask_scores(const Unit& unit, int first_key, DecodeStorage<Trait
 
 // The highest score of each of the thread's rows in this tile.
 template <class Traits>
-__device__ void find_highest(DecodeStorage<Traits>& shared, int turn,
-                             const ScoreState<Traits>& state, float (&best)[Traits::kScoreRows]) {
+__device__ void find_highest(DecodeStorage<Traits>& shared, ScoreState<Traits>& state,
+                             float (&best)[Traits::kScoreRows]) {
 #pragma unroll
   for (auto& value : best) value = negative_infinity();
 #pragma unroll
@@ -337,6 +359,8 @@ __device__ void find_highest(DecodeStorage<Traits>& shared, int turn,
 #pragma unroll
     for (auto& value : best) value = quad_max(value);
   } else {
+    const int turn = state.turn;
+    state.turn ^= 1;
 #pragma unroll
     for (int r = 0; r < Traits::kScoreRows; r++) {
 #pragma unroll
@@ -410,8 +434,10 @@ __device__ void store_numerators(DecodeStorage<Traits>& shared, const ScoreState
 
 // After the last tile: the rows' highest scores and totals, for whoever stores the sums.
 template <class Traits>
-__device__ void store_totals(DecodeStorage<Traits>& shared, int turn,
-                             const ScoreState<Traits>& state, bool broken) {
+__device__ void store_totals(DecodeStorage<Traits>& shared, ScoreState<Traits>& state,
+                             bool broken) {
+  const int turn = state.turn;
+  if (Traits::kSwapped) state.turn ^= 1;
   float total[Traits::kScoreRows];
 #pragma unroll
   for (int r = 0; r < Traits::kScoreRows; r++) {
@@ -438,7 +464,7 @@ __device__ void store_totals(DecodeStorage<Traits>& shared, int turn,
       continue;
     }
     shared.highest[row] = state.highest[r];
-    shared.total[row] = broken && state.limit[r] >= 0 ? not_a_number() : total[r];
+    shared.total[row] = broken && shared.limit[row] >= 0 ? not_a_number() : total[r];
   }
 }
 
@@ -452,6 +478,28 @@ __device__ void store_shrink(DecodeStorage<Traits>& shared, const ScoreState<Tra
     shared.shrink[score_row<Traits>(state.warp, state.lane, r)] = shrink[r];
 }
 
+// From a tile's scores to its numerators in shared memory.
+template <class Traits>
+__device__ __forceinline__ void publish_scores(const DecodeProblem& problem,
+                                               DecodeStorage<Traits>& shared, int tile, int stage,
+                                               ScoreState<Traits>& state) {
+  const Unit& unit = shared.work.unit;
+  const int block = absolute_block(unit, tile / kBlockTiles);
+  const int first_key = block * kBlockTokens + tile % kBlockTiles * kTileKeys;
+  if (first_key + kTileKeys - 1 > unit.lowest ||
+      (block >= problem.range.sink_blocks && block < unit.all_local))
+    mask_scores(unit, first_key, shared, stage, problem.range, state);
+  float best[Traits::kScoreRows], shrink[Traits::kScoreRows];
+  find_highest(shared, state, best);
+  soften(state, best, problem.scale, shrink);
+  barrier_wait(&shared.p_empty, state.p_parity ^ 1), state.p_parity ^= 1;
+  store_numerators(shared, state);
+  store_shrink(shared, state, shrink);
+  if (tile + 1 == shared.work.end) store_totals(shared, state, unit.broken);
+  proxy_fence();
+  warp_arrive(&shared.p_full, state.lane);
+}
+
 template <class Traits>
 __device__ void make_scores(const DecodeProblem& problem, const DecodeLaunch& launch,
                             DecodeStorage<Traits>& shared) {
@@ -459,33 +507,30 @@ __device__ void make_scores(const DecodeProblem& problem, const DecodeLaunch& la
   state.warp = static_cast<int>(threadIdx.x) % 128 / kLanes;
   state.lane = static_cast<int>(threadIdx.x) % kLanes;
   Ring<Traits::kStages> stage;
-  uint32_t work_parity = 0, p_parity = 0;
-  int turn = 0;
-  for (;; work_parity ^= 1) {
-    barrier_wait(&shared.work_full, work_parity);
-    const Work& work = shared.work;
-    if (work.end == kNoMoreWork) return;
-    const Unit& unit = work.unit;
-    const int first = work.first, end = work.end, lowest = unit.lowest;
-    begin_scores(problem, unit, state);
-    if (first < end) barrier_wait(&shared.q_full, work_parity);
-    for (int tile = first; tile < end; tile++, stage.advance()) {
-      multiply_keys(shared, stage, state.scores);
-      const int block = absolute_block(unit, tile / kBlockTiles);
-      const int first_key = block * kBlockTokens + tile % kBlockTiles * kTileKeys;
-      if (first_key + kTileKeys - 1 > lowest ||
-          (block >= problem.range.sink_blocks && block < unit.all_local))
-        mask_scores(unit, first_key, shared, stage.index, problem.range, state);
-      float best[Traits::kScoreRows], shrink[Traits::kScoreRows];
-      find_highest(shared, turn, state, best), turn ^= Traits::kSwapped;
-      soften(state, best, problem.scale, shrink);
-      barrier_wait(&shared.p_empty, p_parity ^ 1), p_parity ^= 1;
-      store_numerators(shared, state);
-      store_shrink(shared, state, shrink);
-      if (tile + 1 == end)
-        store_totals(shared, turn, state, unit.broken), turn ^= Traits::kSwapped;
-      proxy_fence();
-      warp_arrive(&shared.p_full, state.lane);
+  for (uint32_t parity = 0;; parity ^= 1) {
+    barrier_wait(&shared.work_full, parity);
+    const int first = shared.work.first, end = shared.work.end;
+    if (end == kNoMoreWork) return;
+    if (first < end) {
+      begin_scores(problem, shared.work.unit, shared, state);
+      barrier_wait(&shared.q_full, parity);
+      start_scores(shared, stage, state.ahead);
+      finish_scores(state);
+    }
+    for (int tile = first; tile < end; tile++) {
+      const int own = stage.index;
+      stage.advance();
+      // The next tile's scores begin before this one's softmax where the tile is there already.
+      if (tile + 1 < end && has_arrived(shared, stage)) {
+        start_scores(shared, stage, state.ahead);
+        publish_scores(problem, shared, tile, own, state);
+        finish_scores(state);
+      } else {
+        publish_scores(problem, shared, tile, own, state);
+        if (tile + 1 == end) break;
+        start_scores(shared, stage, state.ahead);
+        finish_scores(state);
+      }
     }
     if (launch.parts == 0) return;
     warp_arrive_all(&shared.work_empty, state.lane, launch.groups);
