@@ -58,19 +58,6 @@ __device__ __forceinline__ bool barrier_try_wait(uint64_t* barrier, uint32_t par
   return done != 0;
 }
 
-// The same without waiting at all.
-__device__ __forceinline__ bool barrier_test(uint64_t* barrier, uint32_t parity) {
-  uint32_t done;
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, done;\n}"
-      : "=r"(done)
-      : "r"(shared_address(barrier)), "r"(parity)
-      : "memory");
-  return done != 0;
-}
-
 // Returns when the phase of this parity has ended.
 __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
   while (!barrier_try_wait(barrier, parity)) {
@@ -81,18 +68,6 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity)
 
 __device__ __forceinline__ void named_barrier_sync(uint32_t id, uint32_t threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
-// True in all of the threads if it was in each of them.
-__device__ __forceinline__ bool named_barrier_all(uint32_t id, uint32_t threads, bool value) {
-  uint32_t all;
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.u32 p, %1, 0;\n"
-      "bar.red.and.pred p, %2, %3, p;\nselp.u32 %0, 1, 0, p;\n}"
-      : "=r"(all)
-      : "r"(uint32_t{value}), "r"(id), "r"(threads)
-      : "memory");
-  return all != 0;
 }
 
 __device__ __forceinline__ void named_barrier_arrive(uint32_t id, uint32_t threads) {

@@ -250,7 +250,6 @@ __device__ void produce(const DecodeProblem& problem, const DecodeLaunch& launch
 template <class Traits>
 struct ScoreState {
   float scores[Traits::kScores];
-  float ahead[Traits::kScores];  // of the next tile, under way
   float highest[Traits::kScoreRows];  // of this thread's rows, in powers of two
   float total[Traits::kScoreRows];    // this thread's keys only
   int32_t warp, lane;
@@ -282,17 +281,8 @@ __device__ void begin_scores(const DecodeProblem& problem, const Unit& unit,
   named_barrier_sync(kScoresBarrier, Traits::kScoreThreads);
 }
 
-// True where all of the stage's tile is there; the same in the whole warpgroup.
 template <class Traits>
-__device__ bool has_arrived(DecodeStorage<Traits>& shared, Ring<Traits::kStages> stage) {
-  bool arrived = true;
-  for (auto& barrier : shared.k_full[stage.index])
-    arrived = arrived && barrier_test(&barrier, stage.parity);
-  return named_barrier_all(kScoresBarrier, Traits::kScoreThreads, arrived);
-}
-
-template <class Traits>
-__device__ void start_scores(DecodeStorage<Traits>& shared, Ring<Traits::kStages> stage,
+__device__ void multiply_keys(DecodeStorage<Traits>& shared, Ring<Traits::kStages> stage,
                               float (&scores)[Traits::kScores]) {
   wgmma_fence();
 #pragma unroll
@@ -309,14 +299,8 @@ __device__ void start_scores(DecodeStorage<Traits>& shared, Ring<Traits::kStages
     }
   }
   wgmma_commit();
-}
-
-template <class Traits>
-__device__ void finish_scores(ScoreState<Traits>& state) {
   wgmma_wait<0>();
-  wgmma_pin(state.ahead);
-#pragma unroll
-  for (int i = 0; i < Traits::kScores; i++) state.scores[i] = state.ahead[i];
+  wgmma_pin(scores);
 }
 
 // Hides what a row does not see. Keys behind the highest position may hold anything: their columns
@@ -511,26 +495,11 @@ __device__ void make_scores(const DecodeProblem& problem, const DecodeLaunch& la
     barrier_wait(&shared.work_full, parity);
     const int first = shared.work.first, end = shared.work.end;
     if (end == kNoMoreWork) return;
-    if (first < end) {
-      begin_scores(problem, shared.work.unit, shared, state);
-      barrier_wait(&shared.q_full, parity);
-      start_scores(shared, stage, state.ahead);
-      finish_scores(state);
-    }
-    for (int tile = first; tile < end; tile++) {
-      const int own = stage.index;
-      stage.advance();
-      // The next tile's scores begin before this one's softmax where the tile is there already.
-      if (tile + 1 < end && has_arrived(shared, stage)) {
-        start_scores(shared, stage, state.ahead);
-        publish_scores(problem, shared, tile, own, state);
-        finish_scores(state);
-      } else {
-        publish_scores(problem, shared, tile, own, state);
-        if (tile + 1 == end) break;
-        start_scores(shared, stage, state.ahead);
-        finish_scores(state);
-      }
+    begin_scores(problem, shared.work.unit, shared, state);
+    if (first < end) barrier_wait(&shared.q_full, parity);
+    for (int tile = first; tile < end; tile++, stage.advance()) {
+      multiply_keys(shared, stage, state.scores);
+      publish_scores(problem, shared, tile, stage.index, state);
     }
     if (launch.parts == 0) return;
     warp_arrive_all(&shared.work_empty, state.lane, launch.groups);
