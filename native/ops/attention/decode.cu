@@ -4,7 +4,7 @@
 //   lse[t, h] = log sum_j exp(scale q[t, h] . cache[slot(j)])
 //   q [rows, heads, latent + rope], out [rows, heads, latent] bf16; cache [slots, latent + rope]
 //
-// latent 512, rope 64, bf16 cache: decode_tensor.cuh and decode_values.cuh. Grid: one persistent CTA
+// latent 512, rope 64, bf16 cache: decode_tensor.cuh. Grid: one persistent CTA
 // an SM with an equal part of all visible keys, and a second kernel that merges; where a sequence
 // shows few keys, a cluster a unit (decode_plan.cuh) and no second kernel.
 // Everything else: decode_simple.cuh.
@@ -13,9 +13,10 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <mutex>
 
 #include "cuda/cuda_ops.h"
+#include "ops/attention/decode_producer.cuh"
+#include "ops/attention/decode_scores.cuh"
 #include "ops/attention/decode_shape.h"
 #include "ops/attention/decode_simple.cuh"
 #include "ops/attention/decode_values.cuh"
@@ -60,7 +61,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (threadIdx.x == 0) init_barriers(shared, launch.groups);
   if (threadIdx.x < Traits::kRows) shared.highest[threadIdx.x] = negative_infinity();
   __syncwarp();
-  cluster_arrive();  // for the barriers; waited for where they are first needed
+  cluster_arrive_relaxed();  // for the barriers; waited for where they are first needed
   launch_dependents();
   if (warp >= 12) {
     release_registers<64>();
@@ -109,8 +110,8 @@ __global__ void __launch_bounds__(256) merge_kernel(const __grid_constant__ Deco
 #pragma unroll
     for (int i = 0; i < kBatch; i++)
       if (begin + i < end)
-        own[i] = *reinterpret_cast<const float4*>(
-            sums + int64_t{splits.slot(begin + i)} * Traits::kRows * Traits::kLatent);
+        own[i] = *reinterpret_cast<const float4*>(sums + int64_t{splits.slot(begin + i)} *
+                                                             Traits::kRows * Traits::kLatent);
     if (begin == first) {  // while the first batch is on its way
       for (int s = lane; s < splits.count; s += kLanes)
         best = fmaxf(best, stats[splits.slot(s) * Traits::kRows].x);
@@ -177,23 +178,39 @@ void launch_merge(const DecodeProblem& problem, const DecodeScratch& scratch, in
 }
 
 template <class Traits>
-void allow_large_clusters() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    check(cudaFuncSetAttribute(decode_kernel<Traits>,
-                               cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-          "cudaFuncSetAttribute");
-  });
+void prepare() {
+  constexpr size_t kBytes = sizeof(DecodeStorage<Traits>);
+  static_assert(kBytes <= 227 * 1024);
+  allow_shared_memory<decode_kernel<Traits>>(kBytes);
 }
 
-// How many clusters of this size the device runs at a time.
+cudaLaunchAttribute cluster_of(int ctas) {
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(ctas), 1, 1};
+  return cluster;
+}
+
 template <class Traits>
-int resident_clusters(cudaLaunchConfig_t config, int cluster_ctas) {
+cudaLaunchConfig_t config_of(cudaLaunchAttribute* cluster) {
+  cudaLaunchConfig_t config{};
+  config.blockDim = dim3(Traits::kThreads);
+  config.dynamicSmemBytes = sizeof(DecodeStorage<Traits>);
+  config.attrs = cluster, config.numAttrs = 1;
+  return config;
+}
+
+// How many clusters of so many CTAs the device runs at a time.
+template <class Traits>
+int resident_clusters(int cluster_ctas) {
   static std::array<std::atomic<int>, 17> known{};
   std::atomic<int>& count = known[cluster_ctas];
   if (count.load(std::memory_order_relaxed) == 0) {
-    int clusters = 0;
+    prepare<Traits>();
+    cudaLaunchAttribute cluster = cluster_of(cluster_ctas);
+    cudaLaunchConfig_t config = config_of<Traits>(&cluster);
     config.gridDim = dim3(static_cast<unsigned>(cluster_ctas));
+    int clusters = 0;
     check(cudaOccupancyMaxActiveClusters(&clusters, decode_kernel<Traits>, &config),
           "cudaOccupancyMaxActiveClusters");
     count.store(std::max(1, clusters), std::memory_order_relaxed);
@@ -211,37 +228,46 @@ DecodeScratch take_scratch(CudaStream& stream, int ctas, int pairs) {
 
 template <class Traits>
 void launch_tensor(const DecodeProblem& problem, const DecodeShape& shape, CudaStream& stream) {
-  constexpr size_t kBytes = sizeof(DecodeStorage<Traits>);
-  static_assert(kBytes <= 227 * 1024);
-  allow_shared_memory<decode_kernel<Traits>>(kBytes);
-  allow_large_clusters<Traits>();
+  prepare<Traits>();
   const int pairs = problem.rows * problem.heads, cluster_ctas = shape.groups * shape.shares;
-  const TensorMap q_map = map_rows<Traits>(problem.q, pairs, problem.q_head, Traits::kRows,
-                                           Traits::kPanels);
+  const int unit_rows = Traits::kRows * shape.groups;
+  const TensorMap q_map =
+      map_rows<Traits>(problem.q, pairs, problem.q_head, Traits::kRows, Traits::kPanels);
   const TensorMap k_map =
       map_rows<Traits>(problem.cache, problem.slots, problem.cache_row, kTileKeys, 1);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(cluster_ctas), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.blockDim = dim3(Traits::kThreads);
-  config.dynamicSmemBytes = kBytes;
-  config.stream = stream.handle();
-  config.attrs = &cluster, config.numAttrs = 1;
-  const int unit_rows = Traits::kRows * shape.groups;
   DecodeLaunch launch{.groups = shape.groups, .shares = shape.shares};
   launch.row_units = problem.heads % unit_rows == 0 ? problem.heads / unit_rows : 0;
+  launch.read_once = pairs <= std::min(problem.sequences, problem.rows) * unit_rows;
   if (shape.lined_up) {
-    launch.parts = resident_clusters<Traits>(config, cluster_ctas);
+    launch.parts = resident_clusters<Traits>(cluster_ctas);
     launch.scratch = take_scratch<Traits>(stream, launch.parts * cluster_ctas, pairs);
   }
-  const int clusters =
-      shape.lined_up ? launch.parts : units_at_most(problem, unit_rows);
+  const int clusters = shape.lined_up ? launch.parts : units_at_most(problem, unit_rows);
+  cudaLaunchAttribute cluster = cluster_of(cluster_ctas);
+  cudaLaunchConfig_t config = config_of<Traits>(&cluster);
   config.gridDim = dim3(static_cast<unsigned>(clusters * cluster_ctas));
+  config.stream = stream.handle();
   check(cudaLaunchKernelEx(&config, decode_kernel<Traits>, problem, launch, q_map, k_map),
         "attention_decode");
   if (shape.lined_up)
     launch_merge<Traits>(problem, launch.scratch, clusters * cluster_ctas, stream.handle());
+}
+
+// run(Traits{}) for a form of so many rows.
+template <class Run>
+auto with_traits(int rows, const Run& run) {
+  switch (rows) {
+    case 8:
+      return run(DecodeTraits<8, true, 3>{});
+    case 16:
+      return run(DecodeTraits<16, true, 2>{});
+    case 32:
+      return run(DecodeTraits<32, true, 2>{});
+    case 56:
+      return run(DecodeTraits<56, true, 2>{});
+    default:
+      return run(DecodeTraits<64, false, 2>{});
+  }
 }
 
 bool fits_tensor_cores(const AttentionDecodeParams& params) {
@@ -257,18 +283,15 @@ bool fits_tensor_cores(const AttentionDecodeParams& params) {
 }  // namespace
 
 void launch_shape(const DecodeProblem& problem, const DecodeShape& shape, CudaStream& stream) {
-  switch (shape.rows) {
-    case 8:
-      return launch_tensor<DecodeTraits<8, true, 3>>(problem, shape, stream);
-    case 16:
-      return launch_tensor<DecodeTraits<16, true, 2>>(problem, shape, stream);
-    case 32:
-      return launch_tensor<DecodeTraits<32, true, 2>>(problem, shape, stream);
-    case 56:
-      return launch_tensor<DecodeTraits<56, true, 2>>(problem, shape, stream);
-    default:
-      return launch_tensor<DecodeTraits<64, false, 2>>(problem, shape, stream);
-  }
+  with_traits(shape.rows,
+              [&](auto traits) { launch_tensor<decltype(traits)>(problem, shape, stream); });
+}
+
+DecodeShape choose_shape(const DecodeProblem& problem) {
+  return choose_shape(problem, [](int rows, int cluster_ctas) {
+    return with_traits(
+        rows, [&](auto traits) { return resident_clusters<decltype(traits)>(cluster_ctas); });
+  });
 }
 
 }  // namespace attention
@@ -277,8 +300,7 @@ void launch(const AttentionDecodeParams& params, CudaStream& stream) {
   if (params.out.elements() == 0) return;
   const attention::DecodeProblem problem = attention::describe(params);
   if (attention::fits_tensor_cores(params)) {
-    attention::launch_shape(problem, attention::choose_shape(problem, stream.multiprocessors()),
-                            stream);
+    attention::launch_shape(problem, attention::choose_shape(problem), stream);
   } else if (params.cache.dtype == DType::kF32) {
     attention::launch_simple<float>(problem, stream.handle());
   } else {

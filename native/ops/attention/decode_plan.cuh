@@ -165,9 +165,9 @@ struct alignas(16) Splits {
 
 __device__ inline Unit shuffle(const Unit& unit, int lane) {
   const auto get = [lane](int value) { return __shfl_sync(kFullWarp, value, lane); };
-  return {get(unit.flat),      get(unit.rows),   get(unit.sequence), get(unit.tiles),
-          get(unit.sinks),     get(unit.first_local), get(unit.all_local), get(unit.lowest),
-          get(unit.highest),   get(unit.broken) != 0};
+  return {get(unit.flat),    get(unit.rows),        get(unit.sequence),  get(unit.tiles),
+          get(unit.sinks),   get(unit.first_local), get(unit.all_local), get(unit.lowest),
+          get(unit.highest), get(unit.broken) != 0};
 }
 
 // A cluster's part of the line. Every lane holds the same, but for `own` and `behind`.
@@ -175,11 +175,11 @@ struct Line {
   int32_t unit_rows, part, part_tiles;  // number and tiles of a part
   int32_t place, end;                   // what is left, along the line
   bool began = false;
-  bool simple;                           // a unit a sequence, a sequence a lane:
-  Unit own;                              // the lane's
-  int32_t behind = 0;                    // where it ends
-  int32_t sequence = 0, index = 0;       // else the unit that begins at or before `place`
-  int32_t unit_begin = 0;                // and where
+  bool simple;                      // a unit a sequence, a sequence a lane:
+  Unit own;                         // the lane's
+  int32_t behind = 0;               // where it ends
+  int32_t sequence = 0, index = 0;  // else the unit that begins at or before `place`
+  int32_t unit_begin = 0;           // and where
 
   __device__ auto sums(const DecodeProblem& problem, int lane) const {
     return Sums(problem, lane, [&problem, rows = unit_rows](int sequence) {
@@ -212,8 +212,7 @@ struct Line {
   // The unit in which `place` lies.
   __device__ Unit find_unit(const DecodeProblem& problem) {
     if (simple) {
-      const int winner =
-          __ffs(static_cast<int>(__ballot_sync(kFullWarp, place < behind))) - 1;
+      const int winner = __ffs(static_cast<int>(__ballot_sync(kFullWarp, place < behind))) - 1;
       const Unit unit = shuffle(own, winner);
       unit_begin = __shfl_sync(kFullWarp, behind, winner) - unit.tiles;
       return unit;

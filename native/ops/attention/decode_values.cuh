@@ -1,5 +1,5 @@
-// Absorbed attention with Hopper's matrix instructions, second half: the sums of values, where they
-// go, and how partial sums are merged.
+// Absorbed attention with Hopper's matrix instructions: the warpgroups that sum up values, where the
+// sums go, and how a cluster merges those of its shares.
 #pragma once
 
 #include "ops/attention/decode_tensor.cuh"
@@ -87,7 +87,8 @@ __device__ void for_each_pair(const ValueState<Traits>& state, const Store& stor
         const float even_row = state.sums[chain][2 * i], odd_row = state.sums[chain][2 * i + 1];
         const float own = odd ? odd_row : even_row;
         const float other = __shfl_xor_sync(kFullWarp, odd ? even_row : odd_row, 4);
-        const int column = first + chain * Traits::kChainColumns + state.warp * 16 + i % 2 * 8 + (lane / 4 & ~1);
+        const int column =
+            first + chain * Traits::kChainColumns + state.warp * 16 + i % 2 * 8 + (lane / 4 & ~1);
         store(i / 2, column, odd ? other : own, odd ? own : other);
       }
   }
@@ -273,9 +274,6 @@ __device__ void merge_cluster(const DecodeProblem& problem, const DecodeLaunch& 
       return merge_shares<Traits, 4>(problem, launch.groups, shared);
     case 8:
       return merge_shares<Traits, 8>(problem, launch.groups, shared);
-    case 16:
-      if constexpr (Traits::kRows % 16 == 0)
-        return merge_shares<Traits, 16>(problem, launch.groups, shared);
   }
 }
 
