@@ -63,7 +63,9 @@ DecodeShape choose_shape(const DecodeProblem& problem, const Resident& resident)
       problem.entries, int64_t{problem.range.sink_blocks} + problem.range.local_blocks));
   if (blocks <= kFewBlocks) return choose_clustered(problem, pairs, 2 * blocks, resident);
   const int rows = pairs <= 8 ? 8 : pairs <= 16 ? 16 : pairs <= 32 ? 32 : pairs <= 56 ? 56 : 64;
-  constexpr int kMostGroups = 4;
+  constexpr int kMostGroups = 4, kShortBlocks = 80;  // short: little work for all SMs
+  if (rows == 64 && pairs <= 64 && sequences * problem.entries <= kShortBlocks)
+    return {.rows = 16, .groups = 4, .lined_up = true};  // a quarter of the partial results
   return {.rows = rows,
           .groups = std::clamp((pairs + rows - 1) / rows, 1, kMostGroups),
           .lined_up = true};
