@@ -1,4 +1,5 @@
-import { openCheckpoint, type Checkpoint } from './checkpoint/checkpoint';
+import { openCheckpoint, openDummy, type Checkpoint } from './checkpoint/checkpoint';
+import { DummyList, DummyLoader } from './checkpoint/dummy-weights';
 import type { RopeConfig } from './checkpoint/rope-config';
 import { checkScales } from './checkpoint/scales';
 import {
@@ -12,7 +13,8 @@ import { LozaError, throwIfAborted } from './errors';
 import { blocksFor, groupRange, LayerGroup, type LayerGroupKind } from './kv/layer-group';
 import { extendRope, ropeTable, type RopeTable } from './layers/rope';
 import type { ResolvedLoadOptions } from './load-options';
-import type { ModelPlan } from './model/model';
+import type { Model, ModelPlan } from './model/model';
+import { presets } from './model/presets';
 import { findFamily } from './model/registry';
 import type { DeviceKind, NativeDeviceInfo } from './native/binding';
 import { Device, listDevices } from './native/device';
@@ -40,34 +42,42 @@ export interface LoadedModel {
   deviceInfo: NativeDeviceInfo;
   /** Why 'auto' did not take a GPU. */
   deviceNote: string | undefined;
-  cacheDtype: DType;
+  cacheDtype: 'f32' | 'bf16';
   maxTokens: number;
   groups: readonly LayerGroup[];
   engine: Engine;
+  /** What the engine drives, for benchmarks that go around it. */
+  parts: ModelParts;
+}
+
+export interface ModelParts {
+  ops: Ops;
+  model: Model;
+  angles: RopeAngles;
+  limits: BatchLimits;
+  runner: ModelRunner;
 }
 
 /** Weights copied between two looks at the signal and reports of progress. */
-const copyBatchBytes = 64 * 2 ** 20;
+const copyBatchBytes = 128 * 2 ** 20;
 /** Bytes of expanded keys and values that a round may take. */
 const workspaceBytes = 64 * 2 ** 20;
 /** The largest KV budget that is taken unasked. */
 const mostDefaultTokens: Record<DeviceKind, number> = { cpu: 65_536, cuda: 131_072 };
 
+/** The load options that a plan depends on. */
+export type PlanOptions = Pick<ResolvedLoadOptions, 'attention' | 'rope' | 'signal'> &
+  Partial<Pick<ResolvedLoadOptions, 'loadFormat' | 'configOverrides'>>;
+
 /** Reads config.json and the tensor headers, and checks that they fit each other. */
-export async function planLoad(
-  dir: string,
-  options: Pick<ResolvedLoadOptions, 'attention' | 'rope' | 'signal'>,
-): Promise<LoadPlan> {
-  const checkpoint = await openCheckpoint(dir, { signal: options.signal });
-  const model = findFamily(checkpoint).plan(checkpoint.config);
+export async function planLoad(dir: string, options: PlanOptions): Promise<LoadPlan> {
+  const { checkpoint, model } =
+    options.loadFormat === 'dummy' ? await planDummy(dir, options) : await planFiles(dir, options);
   const { mla, attentions } = model;
   const fromConfig = readAttentionPattern(mla.streaming, attentions);
   const { yarnFactor } = options.rope;
   const { rope, maxPosition } =
     yarnFactor === undefined ? mla : extendRope(mla.rope, mla.maxPosition, yarnFactor);
-  const checker = new WeightChecker(checkpoint);
-  model.build(checker, 1);
-  checker.finish((name) => model.leftAside(name) !== undefined);
   return {
     checkpoint,
     model,
@@ -78,20 +88,40 @@ export async function planLoad(
   };
 }
 
+type Planned = Pick<LoadPlan, 'checkpoint' | 'model'>;
+
+async function planFiles(dir: string, { signal }: PlanOptions): Promise<Planned> {
+  const checkpoint = await openCheckpoint(dir, { signal });
+  const model = findFamily(checkpoint).plan(checkpoint.config);
+  const checker = new WeightChecker(checkpoint);
+  model.build(checker, 1);
+  checker.finish((name) => model.leftAside(name) !== undefined);
+  return { checkpoint, model };
+}
+
+/** The tensors are those that the model asks for. */
+async function planDummy(dir: string, { configOverrides }: PlanOptions): Promise<Planned> {
+  const checkpoint = await openDummy(dir, presets, configOverrides);
+  const model = findFamily(checkpoint).plan(checkpoint.config);
+  const list = new DummyList(checkpoint.config);
+  model.build(list, 1);
+  return { checkpoint: { ...checkpoint, tensors: list.tensors }, model };
+}
+
 /** Opens a device and brings a model onto it. Whatever fails, nothing stays behind. */
 export async function loadModel(dir: string, options: ResolvedLoadOptions): Promise<LoadedModel> {
   const plan = await planLoad(dir, options);
-  await checkScales(plan.checkpoint, options.signal);
+  if (options.loadFormat !== 'dummy') await checkScales(plan.checkpoint, options.signal);
   throwIfAborted(options.signal);
   const { info, note } = chooseDevice(options.device);
-  const cacheDtype = cacheType(info.kind, options.dtype);
-  const device = new Device(info.kind);
+  const cacheDtype = cacheType(info.kind, options.dtype, plan.checkpoint);
+  const device = new Device(info.kind, info.kind === 'cpu' ? 'f32' : cacheDtype);
   try {
     const loaded = await loadOnto(device, plan, options, cacheDtype);
     return { ...loaded, deviceInfo: info, deviceNote: note };
   } catch (error) {
     device.close();
-    throw error;
+    throw withDtypeHint(error, device);
   }
 }
 
@@ -99,11 +129,14 @@ async function loadOnto(
   device: Device,
   plan: LoadPlan,
   options: ResolvedLoadOptions,
-  cacheDtype: DType,
+  cacheDtype: 'f32' | 'bf16',
 ): Promise<Omit<LoadedModel, 'deviceInfo' | 'deviceNote'>> {
   const { model, table, maxPosition } = plan;
   const ops = new Ops(device.makeStream(), device.makeArena());
-  const loader = new WeightLoader(plan.checkpoint, device, ops);
+  const loader =
+    options.loadFormat === 'dummy'
+      ? new DummyLoader(plan.checkpoint.config, device, ops, options.seed)
+      : new WeightLoader(plan.checkpoint, device, ops);
   const built = model.build(loader, table.softmaxFactor);
   await copyWeights(loader, ops, options);
   loader.finish();
@@ -125,7 +158,8 @@ async function loadOnto(
   );
   await ops.stream.synchronize();
   const engine = new Engine(runner, options);
-  return { plan, device, cacheDtype, maxTokens, groups, engine };
+  const parts = { ops, model: built, angles, limits, runner };
+  return { plan, device, cacheDtype, maxTokens, groups, engine, parts };
 }
 
 /** 'auto' takes the best usable device; a named one is taken or its reason thrown. */
@@ -142,36 +176,65 @@ function chooseDevice(wanted: ResolvedLoadOptions['device']): {
   return { info, note };
 }
 
-/** The kernels of a GPU read a bf16 cache. Throws ERR_LOZA_UNSUPPORTED. */
-function cacheType(kind: DeviceKind, dtype: ResolvedLoadOptions['dtype']): DType {
-  if (kind === 'cpu') return dtype === 'bfloat16' ? 'bf16' : 'f32';
-  if (dtype !== 'float32') return 'bf16';
-  const problem = `dtype must be 'auto' or 'bfloat16' on ${kind}, got 'float32'`;
-  const hint = "The KV cache of a GPU is bfloat16; device: 'cpu' can keep it in float32";
-  throw new LozaError('ERR_LOZA_UNSUPPORTED', problem, { value: dtype, hint });
+/** Type of the KV cache, which is that of activations too on a GPU; the CPU computes in f32. */
+export function cacheType(
+  kind: DeviceKind,
+  dtype: ResolvedLoadOptions['dtype'],
+  checkpoint: Pick<Checkpoint, 'tensors'>,
+): 'f32' | 'bf16' {
+  if (dtype !== 'auto') return dtype === 'float32' ? 'f32' : 'bf16';
+  return kind === 'cpu' || isFloat32(checkpoint) ? 'f32' : 'bf16';
 }
 
+/** Where a GPU has no room for a model in float32, the error names bfloat16. */
+export function withDtypeHint(
+  error: unknown,
+  { kind, activation }: Pick<Device, 'kind' | 'activation'>,
+): unknown {
+  if (kind === 'cpu' || activation !== 'f32' || !LozaError.isInstance(error)) return error;
+  if (error.code !== 'ERR_LOZA_OUT_OF_MEMORY') return error;
+  const hint = "The model is loaded in float32: dtype 'bfloat16' takes as little as half";
+  return new LozaError(error.code, error.message, { value: error.value, hint, cause: error });
+}
+
+/** Whether all matrices are stored in float32: then rounding them to bf16 could change the model. */
+function isFloat32({ tensors }: Pick<Checkpoint, 'tensors'>): boolean {
+  const matrices = [...tensors.values()].filter(({ shape }) => shape.length === 2);
+  return matrices.length > 0 && matrices.every(({ dtype }) => dtype === 'F32');
+}
+
+/** One batch is on its way while the next is read, so that the bus does not wait. */
 async function copyWeights(
-  loader: WeightLoader,
+  loader: Pick<WeightLoader, 'copies'>,
   ops: Ops,
   { signal, onProgress }: ResolvedLoadOptions,
 ): Promise<void> {
   const totalBytes = loader.copies.reduce((sum, copy) => sum + copy.bytes, 0);
   let loadedBytes = 0;
-  let pending = 0;
-  for (const { bytes, run } of loader.copies) {
-    run();
-    loadedBytes += bytes;
-    pending += bytes;
-    if (pending < copyBatchBytes) continue;
-    await ops.stream.synchronize();
+  let before = { bytes: 0, done: Promise.resolve() };
+  const finish = async (batch: typeof before) => {
+    await batch.done;
     throwIfAborted(signal);
+    loadedBytes += batch.bytes;
     onProgress?.({ loadedBytes, totalBytes });
-    pending = 0;
+  };
+  const enqueued = (bytes: number) => {
+    const done = ops.stream.synchronize();
+    done.catch(() => {}); // told when it is waited for, which the batch before it may prevent
+    return { bytes, done };
+  };
+  let bytes = 0;
+  for (const copy of loader.copies) {
+    copy.run();
+    bytes += copy.bytes;
+    if (bytes < copyBatchBytes) continue;
+    const batch = enqueued(bytes);
+    bytes = 0;
+    if (before.bytes > 0) await finish(before);
+    before = batch;
   }
-  await ops.stream.synchronize();
-  throwIfAborted(signal);
-  onProgress?.({ loadedBytes, totalBytes });
+  if (before.bytes > 0) await finish(before);
+  await finish(enqueued(bytes));
 }
 
 /** One group for full and one for streaming attentions, each with its own pool; empty ones are left out. */
@@ -213,8 +276,8 @@ function uploadAngles(device: Device, ops: Ops, table: RopeTable, exact: boolean
  * Expanding a key costs latent * (nope + value) multiplications a head, once for all queries; then
  * each pair of query and key costs nope + rope + value instead of 2 * latent + rope.
  */
-function batchLimits(
-  { mla }: ModelPlan,
+export function batchLimits(
+  { mla }: Pick<ModelPlan, 'mla'>,
   options: ResolvedLoadOptions,
   elementBytes: number,
 ): BatchLimits {

@@ -1,3 +1,5 @@
+import { configCaps } from './checkpoint/config';
+import type { ConfigOverrides } from './checkpoint/config-overrides';
 import type { AttentionOption } from './checkpoint/streaming-config';
 import { LozaError, show } from './errors';
 
@@ -11,9 +13,22 @@ export interface LoadProgress {
 export interface LoadOptions {
   /** 'auto' takes a GPU when one is usable and says in `model.info.device` why not. Others throw rather than fall back. */
   device?: 'auto' | 'cpu' | 'cuda' | undefined;
+  /**
+   * 'dummy' makes random weights on the device instead of reading any: for benchmarks. The folder
+   * needs config.json only; the name of a preset, such as 'longcat-flash', does too.
+   */
+  loadFormat?: 'auto' | 'dummy' | undefined;
+  /** Decides dummy weights (default 0). */
+  seed?: number | undefined;
+  /** Other sizes than the config's, with dummy weights only. */
+  configOverrides?: ConfigOverrides | undefined;
   /** Which attentions stream: 'auto' as the checkpoint says, 'full' none, or a pattern of your own. */
   attention?: AttentionOption | undefined;
-  /** Type of the KV cache. 'auto' is float32 on the CPU, which computes in fp32 either way; a GPU has bfloat16 only. */
+  /**
+   * Type of the KV cache, and on a GPU of activations and float32 matrices too. 'auto' is float32 on
+   * the CPU, which computes in fp32 either way. On a GPU it is float32 (exact, but slow) for a
+   * checkpoint that is stored in float32, and bfloat16 for all others.
+   */
   dtype?: 'auto' | 'float32' | 'bfloat16' | undefined;
   /** Tokens that all sequences in flight may keep together: the KV budget. Default: the model's positions, within 16,384 and 65,536 (131,072 on a GPU). */
   maxTokens?: number | undefined;
@@ -40,6 +55,9 @@ export interface RopeOptions {
 /** `LoadOptions` with every default filled in that does not depend on the model. */
 export interface ResolvedLoadOptions {
   device: 'auto' | 'cpu' | 'cuda';
+  loadFormat: 'auto' | 'dummy';
+  seed: number;
+  configOverrides: ConfigOverrides;
   attention: AttentionOption;
   dtype: 'auto' | 'float32' | 'bfloat16';
   maxTokens: number | undefined;
@@ -56,6 +74,9 @@ export interface ResolvedLoadOptions {
 export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptions {
   checkObject('The load options', options, [
     'device',
+    'loadFormat',
+    'seed',
+    'configOverrides',
     'attention',
     'dtype',
     'maxTokens',
@@ -80,6 +101,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
   checkFlag('decodeGraphs', options.decodeGraphs);
   return {
     device: oneOf('device', options.device ?? 'auto', ['auto', 'cpu', 'cuda']),
+    ...resolveFormat(options),
     attention,
     dtype: oneOf('dtype', options.dtype ?? 'auto', ['auto', 'float32', 'bfloat16']),
     maxTokens: integer('maxTokens', options.maxTokens, 2 ** 30),
@@ -91,6 +113,26 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
     signal,
     onProgress,
   };
+}
+
+function resolveFormat({
+  loadFormat = 'auto',
+  seed,
+  configOverrides = {},
+}: LoadOptions): Pick<ResolvedLoadOptions, 'loadFormat' | 'seed' | 'configOverrides'> {
+  const format = oneOf('loadFormat', loadFormat, ['auto', 'dummy']);
+  checkObject('configOverrides', configOverrides, ['layers', 'experts', 'zeroExperts']);
+  const { layers, experts, zeroExperts } = configOverrides;
+  integer('configOverrides.layers', layers, configCaps.layers);
+  integer('configOverrides.experts', experts, configCaps.experts);
+  integer('configOverrides.zeroExperts', zeroExperts, configCaps.experts, 0);
+  if (format !== 'dummy' && Object.values(configOverrides).some((value) => value !== undefined)) {
+    const problem =
+      'configOverrides need loadFormat: "dummy": weights of a file have their own sizes';
+    throw new LozaError('ERR_LOZA_INVALID_ARG', problem, { value: configOverrides });
+  }
+  const largest = Number.MAX_SAFE_INTEGER;
+  return { loadFormat: format, seed: integer('seed', seed, largest, 0) ?? 0, configOverrides };
 }
 
 /** Throws for anything that is not a plain object of the known keys. */
@@ -108,10 +150,15 @@ function checkFlag(name: string, value: unknown): void {
     throw invalid(name, 'true or false', value);
 }
 
-function integer(name: string, value: number | undefined, max: number): number | undefined {
+function integer(
+  name: string,
+  value: number | undefined,
+  max: number,
+  min = 1,
+): number | undefined {
   if (value === undefined) return undefined;
-  if (Number.isInteger(value) && value >= 1 && value <= max) return value;
-  throw invalid(name, `an integer of 1..${max}`, value);
+  if (Number.isInteger(value) && value >= min && value <= max) return value;
+  throw invalid(name, `an integer of ${min}..${max}`, value);
 }
 
 function oneOf<T extends string>(name: string, value: string, allowed: readonly T[]): T {

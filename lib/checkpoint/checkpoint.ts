@@ -3,6 +3,7 @@ import { join } from 'node:path';
 
 import { LozaError, show, throwIfAborted } from '../errors';
 import { Config, configLimits } from './config';
+import { overrideConfig, type ConfigOverrides } from './config-overrides';
 import { fileError, readJsonFile } from './files';
 import { toPlain, type PlainValue } from './json';
 import { readSafetensorsHeader, type TensorEntry } from './safetensors';
@@ -49,11 +50,7 @@ export async function openCheckpoint(
   const names = await listFolder(dir);
   checkWeightFormat(dir, names);
   const config = await Config.read(join(dir, 'config.json'));
-  const architectures = config.strings('architectures') ?? [];
-  const modelType = config.string('model_type', { default: undefined });
-  if (architectures.length === 0 && modelType === undefined) {
-    throw config.problem('architectures or model_type is missing, expected the name of a model');
-  }
+  const kind = readKind(config);
   const generationConfig = names.has('generation_config.json')
     ? toPlain(await readJsonFile(join(dir, 'generation_config.json'), configLimits))
     : undefined;
@@ -63,13 +60,52 @@ export async function openCheckpoint(
   return {
     dir,
     config,
-    architecture: architectures[0],
-    architectures,
-    modelType,
+    ...kind,
     tensors,
     files,
     generationConfig,
   };
+}
+
+/**
+ * A model without weights: the config of a folder, or of a preset where there is no such folder,
+ * in other sizes. It has no tensors yet.
+ */
+export async function openDummy(
+  dir: string,
+  presets: Readonly<Record<string, object>>,
+  overrides: ConfigOverrides = {},
+): Promise<Checkpoint> {
+  const config = overrideConfig(await readDummyConfig(dir, presets), overrides);
+  const none = { tensors: new Map<string, TensorEntry>(), files: [], generationConfig: undefined };
+  return { dir, config, ...readKind(config), ...none };
+}
+
+async function readDummyConfig(
+  dir: string,
+  presets: Readonly<Record<string, object>>,
+): Promise<Config> {
+  const preset = Object.hasOwn(presets, dir) ? presets[dir] : undefined;
+  try {
+    return await Config.read(join(dir, 'config.json'));
+  } catch (error) {
+    if (!LozaError.isInstance(error) || error.code !== 'ERR_LOZA_NOT_FOUND') throw error;
+    if (preset !== undefined) return Config.parse(Buffer.from(JSON.stringify(preset)), dir);
+    const problem = `${dir} holds no config.json and is no preset`;
+    const hint = `Presets are ${Object.keys(presets).join(', ')}`;
+    throw new LozaError('ERR_LOZA_NOT_FOUND', problem, { value: dir, hint });
+  }
+}
+
+function readKind(
+  config: Config,
+): Pick<Checkpoint, 'architecture' | 'architectures' | 'modelType'> {
+  const architectures = config.strings('architectures') ?? [];
+  const modelType = config.string('model_type', { default: undefined });
+  if (architectures.length === 0 && modelType === undefined) {
+    throw config.problem('architectures or model_type is missing, expected the name of a model');
+  }
+  return { architecture: architectures[0], architectures, modelType };
 }
 
 async function readTensors(

@@ -70,9 +70,19 @@ export class Config {
     throw new LozaError(code, `${file} must be a JSON object, got ${showJson(value)}`, { value });
   }
 
+  /** The same config with other values for some keys. */
+  with(changes: JsonObject): Config {
+    return new Config(new Map([...this.entries, ...changes]), this.file, this.prefix);
+  }
+
   /** True if the key is present and not null. */
   has(key: string): boolean {
     return (this.entries.get(key) ?? null) !== null;
+  }
+
+  /** What the file says, unchecked; undefined if absent. */
+  value(key: string): JsonValue | undefined {
+    return this.entries.get(key);
   }
 
   /** An integer in plain digits; 16.0 is not one. */

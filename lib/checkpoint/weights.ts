@@ -1,6 +1,6 @@
 import { LozaError } from '../errors';
 import type { Device } from '../native/device';
-import type { Ops, Weight } from '../native/ops';
+import type { Joined, Ops, Weight } from '../native/ops';
 import { bytesPerElement, rowMajor, Tensor, type DType } from '../native/tensor';
 import type { Checkpoint } from './checkpoint';
 import type { TensorEntry } from './safetensors';
@@ -11,25 +11,35 @@ const weightDtypes: Readonly<Record<string, DType>> = {
   BF16: 'bf16',
   F8_E4M3: 'f8e4m3',
 };
-const scaleSuffix = '_scale_inv';
-const scaleBlock = 128;
+export const scaleSuffix = '_scale_inv';
+export const scaleBlock = 128;
 /** Bytes that are copied at a time where a device has memory of its own. */
 const pieceBytes = 32 * 2 ** 20;
 
 /** A model takes its weights by name and shape from here; what it takes is what it is checked for. */
 export interface WeightSource {
-  /** A matrix that the device multiplies by best: f32 becomes its type of activations. */
+  /** A matrix that the device multiplies by: f32 becomes its type of activations. */
   matrix(name: string, rows: number, columns: number): Weight;
   /** A matrix in the dtype it is stored in; f8e4m3 comes with its block scales. */
   exactMatrix(name: string, rows: number, columns: number): Weight;
   /** One matrix a name, stacked [names, rows, columns]; all in one dtype, treated like `matrix`. */
   stack(names: readonly string[], rows: number, columns: number): Weight;
+  /** Matrices that share their input, as few of them as can be. Treated like `matrix`. */
+  joined(parts: readonly MatrixName[], columns: number): Joined;
+  /** Stacks, by expert, of matrices that share their input; as few of them as can be. */
+  joinedStack(names: readonly (readonly string[])[], rows: number, columns: number): Joined;
   /** Like `matrix`, but plain f32 or bf16: f8e4m3 is dequantised to the type of activations. */
   plainMatrix(name: string, rows: number, columns: number): Tensor;
   /** A vector, f32 or bf16. */
   vector(name: string, size: number): Tensor;
   /** A vector as f32, whatever it is stored in. */
   floatVector(name: string, size: number): Tensor;
+}
+
+/** A matrix by its name in the checkpoint. */
+export interface MatrixName {
+  name: string;
+  rows: number;
 }
 
 /** What a tensor of a checkpoint is to the model. */
@@ -127,6 +137,14 @@ export class WeightChecker implements WeightSource {
     return { tensor: placeholder('f32', [names.length, rows, columns]) };
   }
 
+  joined(parts: readonly MatrixName[], columns: number): Joined {
+    return parts.map(({ name, rows }) => this.matrix(name, rows, columns));
+  }
+
+  joinedStack(names: readonly (readonly string[])[], rows: number, columns: number): Joined {
+    return names.map((stack) => this.stack(stack, rows, columns));
+  }
+
   plainMatrix(name: string, rows: number, columns: number): Tensor {
     return this.matrix(name, rows, columns).tensor;
   }
@@ -149,12 +167,12 @@ export class WeightChecker implements WeightSource {
 }
 
 /** A tensor that is nowhere: views of it work, using it does not. */
-function placeholder(dtype: DType, shape: readonly number[]): Tensor {
+export function placeholder(dtype: DType, shape: readonly number[]): Tensor {
   return new Tensor(0, dtype, shape, rowMajor(shape), { view: () => 0 });
 }
 
 /** One copy that makes a weight resident; `bytes` for progress. */
-interface Copy {
+export interface Copy {
   bytes: number;
   run: () => void;
 }
@@ -198,15 +216,26 @@ export class WeightLoader implements WeightSource {
 
   stack(names: readonly string[], rows: number, columns: number): Weight {
     const found = names.map((name) => this.require(name, [rows, columns]));
-    const dtype = found[0]?.dtype ?? 'f32';
-    if (this.narrows(dtype))
-      return { tensor: this.converted(found, [names.length, rows, columns]) };
-    const tensor = this.stackEntries(
-      found.map((one) => one.entry),
-      dtype,
+    return this.stacked(found, names.length);
+  }
+
+  /** One matrix, unless that would copy what a mapped file holds already, or tear scales apart. */
+  joined(parts: readonly MatrixName[], columns: number): Joined {
+    const found = parts.map(({ name, rows }) => this.require(name, [rows, columns]));
+    if (this.device.readsMappedFiles || !joinable(found))
+      return parts.map(({ name, rows }) => this.matrix(name, rows, columns));
+    return [this.stacked(found)];
+  }
+
+  joinedStack(names: readonly (readonly string[])[], rows: number, columns: number): Joined {
+    const stacks = names.map((stack) => stack.map((name) => this.require(name, [rows, columns])));
+    const experts = stacks[0]?.length ?? 0;
+    if (!joinable(stacks.map((stack) => stack[0] as Found)))
+      return names.map((stack) => this.stack(stack, rows, columns));
+    const byExpert = Array.from({ length: experts }, (_, e) =>
+      stacks.map((stack) => stack[e] as Found),
     );
-    const scales = found.flatMap((one) => one.scale ?? []);
-    return scales.length > 0 ? { tensor, scale: this.stackEntries(scales, 'f32') } : { tensor };
+    return [this.stacked(byExpert.flat(), experts)];
   }
 
   plainMatrix(name: string, rows: number, columns: number): Tensor {
@@ -245,10 +274,25 @@ export class WeightLoader implements WeightSource {
     return scale ? { tensor, scale: this.resident(scale, 'f32') } : { tensor };
   }
 
-  private stackEntries(entries: readonly TensorEntry[], dtype: DType): Tensor {
-    const shape = entries[0]?.shape ?? [];
-    const stack = this.device.allocate(dtype, [entries.length, ...shape], 'weights');
-    entries.forEach((entry, i) => this.copyBytes(stack, i * (entry.end - entry.begin), entry));
+  /** Matrices one below the other; with `experts`, an equal share of their rows for each. */
+  private stacked(found: readonly Found[], experts?: number): Weight {
+    const entries = found.map((one) => one.entry);
+    const dtype = found[0]?.dtype ?? 'f32';
+    if (this.narrows(dtype)) return { tensor: this.converted(found, stackShape(entries, experts)) };
+    const tensor = this.stackEntries(entries, dtype, experts);
+    const scales = found.flatMap((one) => one.scale ?? []);
+    return scales.length > 0
+      ? { tensor, scale: this.stackEntries(scales, 'f32', experts) }
+      : { tensor };
+  }
+
+  private stackEntries(entries: readonly TensorEntry[], dtype: DType, experts?: number): Tensor {
+    const stack = this.device.allocate(dtype, stackShape(entries, experts), 'weights');
+    let offset = 0;
+    for (const entry of entries) {
+      this.copyBytes(stack, offset, entry);
+      offset += entry.end - entry.begin;
+    }
     return stack;
   }
 
@@ -256,11 +300,12 @@ export class WeightLoader implements WeightSource {
   private converted(found: readonly Found[], shape: readonly number[]): Tensor {
     const dtype = this.device.activation;
     const whole = this.device.allocate(dtype, shape, 'weights');
-    found.forEach((one, i) => {
+    let offset = 0;
+    for (const one of found) {
       const { shape: matrix } = one.entry;
-      const elements = matrix.reduce((product, extent) => product * extent, 1);
-      this.convert(whole.view(dtype, matrix, rowMajor(matrix), i * elements), one);
-    });
+      this.convert(whole.view(dtype, matrix, rowMajor(matrix), offset), one);
+      offset += matrix.reduce((product, extent) => product * extent, 1);
+    }
     return whole;
   }
 
@@ -335,4 +380,21 @@ export class WeightLoader implements WeightSource {
     if (file !== undefined) return file;
     throw new LozaError('ERR_LOZA_INTERNAL', `${entry.file} is not mapped`);
   }
+}
+
+/** Whether matrices may lie one below the other: one dtype, and no block of scales spans two. */
+function joinable(found: readonly Found[]): boolean {
+  return found.every(({ entry, dtype, scale }, i) => {
+    const last = i === found.length - 1;
+    return (
+      dtype === found[0]?.dtype && (last || !scale || (entry.shape[0] ?? 0) % scaleBlock === 0)
+    );
+  });
+}
+
+/** [all rows, columns], or [experts, rows of one, columns]. */
+function stackShape(entries: readonly TensorEntry[], experts?: number): number[] {
+  const rows = entries.reduce((sum, { shape }) => sum + (shape[0] ?? 0), 0);
+  const columns = entries[0]?.shape[1] ?? 0;
+  return experts === undefined ? [rows, columns] : [experts, rows / experts, columns];
 }

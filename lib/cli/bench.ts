@@ -1,12 +1,18 @@
 import { Argument, Option, type Command } from 'commander';
 
+import { readProvenance } from '../bench/provenance';
+import { markdownTable } from '../bench/tables';
 import type { LanguageModel } from '../language-model';
+import type { DeviceKind } from '../native/binding';
+import { registerBenchKernels } from './bench-kernels';
+import { registerBenchStack } from './bench-stack';
 import { bundledModel, readBuildInfo } from './build-info';
 import type { Context } from './context';
 import { formatCount, formatRate } from './format';
 import { withModel } from './open-model';
 import {
   addLoadFlags,
+  dummyFlags,
   listOf,
   parseAttention,
   planFromFlags,
@@ -35,7 +41,7 @@ interface Statistics {
 interface BenchRow {
   attention: string;
   layerType: string;
-  device: string;
+  device: DeviceKind;
   promptTokens: number;
   newTokens: number;
   runs: number;
@@ -48,6 +54,13 @@ interface BenchRow {
 const defaultPrompts = [512, 4096];
 const defaultAttentions = ['full', 'auto'];
 
+const groupExamples = `
+Examples:
+  loza bench models/loza-tiny              the same as loza bench model models/loza-tiny
+  loza bench longcat-flash --load-format dummy --layers 4 --experts 64 --zero-experts 32
+  loza bench kernels --device cuda
+  loza bench stack --device cuda`;
+
 const examples = `
 Prompts are random tokens. Each line is the mean ± standard deviation of the runs after a warm-up.
 Prefill is prompt tokens over the time to the first new token; decode is the rate after it.
@@ -59,11 +72,21 @@ Examples:
 
 export function registerBench(program: Command, context: Context): void {
   const most = 2 ** 24;
-  const command = program
+  const bench = program
     .command('bench')
-    .description('Measures prefill and decode in tokens a second.')
+    .description('Measures a model in tokens a second, single operations, or a stack of layers.')
+    .addHelpText('after', groupExamples);
+  registerBenchKernels(bench, context);
+  registerBenchStack(bench, context);
+  // A command of its own, since flags of a command with subcommands would take theirs.
+  const command = bench
+    .command('model', { isDefault: true })
+    .description('Measures prefill and decode in tokens a second (default).')
     .addArgument(
-      new Argument('[dir]', 'checkpoint folder').default(bundledModel, 'the bundled loza-tiny'),
+      new Argument('[dir]', 'checkpoint folder, or a preset').default(
+        bundledModel,
+        'the bundled loza-tiny',
+      ),
     )
     .addOption(
       new Option('-p, --prompt <n,...>', 'prompt lengths')
@@ -84,15 +107,17 @@ export function registerBench(program: Command, context: Context): void {
         .default('md'),
     );
   const names = ['device', 'dtype', 'chunkTokens', 'maxTokens', 'yarnFactor'] as const;
-  addLoadFlags(command, [...names, 'sinkBlocks', 'localBlocks'])
+  addLoadFlags(command, [...names, 'sinkBlocks', 'localBlocks', ...dummyFlags])
     .addHelpText('after', examples)
-    .action((dir: string, flags: BenchFlags) => bench(dir, flags, context));
+    .action((dir: string, flags: BenchFlags) => benchModel(dir, flags, context));
 }
 
-async function bench(dir: string, flags: BenchFlags, context: Context): Promise<void> {
+async function benchModel(dir: string, flags: BenchFlags, context: Context): Promise<void> {
   context.json ||= flags.output === 'json';
   const longest = Math.max(...flags.prompt) + flags.generate - 1;
-  const { maxPosition } = await planFromFlags(dir, { yarnFactor: flags.yarnFactor });
+  const { yarnFactor, loadFormat, layers, experts, zeroExperts } = flags;
+  const planFlags = { yarnFactor, loadFormat, layers, experts, zeroExperts };
+  const { maxPosition } = await planFromFlags(dir, planFlags);
   if (longest > maxPosition) {
     const positions = `${formatCount(longest)} positions, but the model has ${formatCount(maxPosition)}`;
     throw usageError(`-p and -n need ${positions}`, 'Shorten them, or give --yarn-factor');
@@ -112,7 +137,9 @@ async function bench(dir: string, flags: BenchFlags, context: Context): Promise<
   } finally {
     progress.stop();
   }
-  if (context.json) context.printJson({ ...readBuildInfo(), dir, seed: flags.seed, rows });
+  const kind = rows[0]?.device ?? 'cpu';
+  const from = { ...readBuildInfo(), ...readProvenance(kind) };
+  if (context.json) context.printJson({ ...from, dir, seed: flags.seed, rows });
   else context.print(describe(rows));
 }
 
@@ -177,13 +204,4 @@ function describe(rows: readonly BenchRow[]): string {
   ]);
   const titles = ['attention', 'prompt', 'new', 'prefill tokens/s', 'decode tokens/s'];
   return markdownTable([titles, ['---', '---:', '---:', '---:', '---:'], ...cells]);
-}
-
-function markdownTable(rows: readonly (readonly string[])[]): string {
-  const widths = (rows[0] ?? []).map((_, i) => Math.max(...rows.map((row) => row[i]?.length ?? 0)));
-  const pad = (cell: string, i: number) => {
-    if (/^-+:?$/.test(cell)) return cell.padStart(widths[i] ?? 0, '-');
-    return i === 0 ? cell.padEnd(widths[i] ?? 0) : cell.padStart(widths[i] ?? 0);
-  };
-  return rows.map((row) => `| ${row.map(pad).join(' | ')} |`).join('\n');
 }

@@ -10,7 +10,7 @@ export const bundledModel = path.join(packageRoot, 'models', 'loza-tiny');
 
 export interface BuildInfo {
   version: string;
-  /** Only in a git checkout. */
+  /** Only in a git checkout, or where LOZA_COMMIT names it. */
   commit: string | null;
   node: string;
 }
@@ -24,8 +24,13 @@ export function packageVersion(): string {
   return (JSON.parse(readFileSync(file, 'utf8')) as { version: string }).version;
 }
 
-/** Not asked where this is installed: git would answer with the commit of another project. */
+/**
+ * Git is not asked where this is installed: it would answer with the commit of another project. There
+ * LOZA_COMMIT can name it, so that figures from a GPU host say what was measured.
+ */
 function readCommit(): string | null {
+  const named = process.env['LOZA_COMMIT'];
+  if (named !== undefined && named !== '') return named;
   if (!existsSync(path.join(packageRoot, '.git'))) return null;
   try {
     const args = ['-C', packageRoot, 'rev-parse', '--short', 'HEAD'];

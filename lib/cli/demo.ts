@@ -104,7 +104,7 @@ async function readRiddle(dir: string): Promise<Riddle> {
   if (question === undefined || inText === null) {
     throw new LozaError('ERR_LOZA_NOT_FOUND', `${join(dir, 'expected.json')} has no pass key`, {
       value: dir,
-      hint: 'The demo needs models/loza-tiny as it comes with the sources of loza',
+      hint: 'Copy the folder models/loza-tiny of the sources there (bundles leave it out for its size)',
     });
   }
   return { prompt: text, question, key: inText[0], keyOffset: inText.index };

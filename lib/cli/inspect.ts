@@ -13,7 +13,7 @@ import {
   formatTable,
   plural,
 } from './format';
-import { addLoadFlags, planFromFlags, type LoadFlags } from './options';
+import { addLoadFlags, dummyFlags, planFromFlags, type LoadFlags } from './options';
 import { drawZigzag, zigzagLegend } from './zigzag';
 
 interface DtypeWeights {
@@ -41,6 +41,7 @@ Examples:
   loza inspect models/loza-tiny
   loza inspect DIR --attention 10111000     what another pattern would keep
   loza inspect DIR --yarn-factor 4          four times the positions, by YaRN
+  loza inspect longcat-flash --load-format dummy --layers 4
   loza inspect DIR --json | jq .model.parameters`;
 
 export function registerInspect(program: Command, context: Context): void {
@@ -48,7 +49,8 @@ export function registerInspect(program: Command, context: Context): void {
     .command('inspect')
     .description('Shows what a checkpoint is, its layer pattern and what its KV cache takes.')
     .argument('<dir>', 'checkpoint folder');
-  addLoadFlags(command, ['attention', 'sinkBlocks', 'localBlocks', 'dtype', 'yarnFactor'])
+  const names = ['attention', 'sinkBlocks', 'localBlocks', 'dtype', 'yarnFactor'] as const;
+  addLoadFlags(command, [...names, ...dummyFlags])
     .addHelpText('after', examples)
     .action((dir: string, flags: LoadFlags) => inspect(dir, flags, context));
 }
@@ -84,7 +86,8 @@ function summaryFields(
 ): [string, string][] {
   const { mla } = plan.model;
   const files = plural(plan.checkpoint.files.length, 'file');
-  const size = `${formatCount(model.parameters)} parameters in ${files}`;
+  const where = plan.checkpoint.files.length === 0 ? 'dummy weights' : files;
+  const size = `${formatCount(model.parameters)} parameters in ${where}`;
   const attentions = `${plural(model.layers, 'layer')}, ${plural(model.attentions, 'attention')} of ${plural(model.heads, 'head')}`;
   const experts = model.experts === 0 ? 'none (dense)' : `${formatCount(model.experts)} a layer`;
   const aside = Object.entries(model.leftAside).map(

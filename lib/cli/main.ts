@@ -13,6 +13,7 @@ import { registerGenerate } from './generate';
 import { registerInfo } from './info';
 import { registerInspect } from './inspect';
 import { registerSelftest } from './selftest';
+import { registerSoak } from './soak';
 import { registerVerify } from './verify';
 
 const examples = `
@@ -47,6 +48,7 @@ function buildProgram(context: Context): Command {
   registerInspect(program, context);
   registerVerify(program, context);
   registerSelftest(program, context);
+  registerSoak(program, context);
   registerInfo(program, context);
   registerDemo(program, context);
   registerBench(program, context);

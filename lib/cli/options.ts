@@ -3,7 +3,8 @@ import { InvalidArgumentError, Option, type Command } from 'commander';
 import type { AttentionOption } from '../checkpoint/streaming-config';
 import { LozaError } from '../errors';
 import { planLoad, type LoadPlan } from '../load-model';
-import type { LoadOptions } from '../load-options';
+import { resolveLoadOptions, type LoadOptions } from '../load-options';
+import { presets } from '../model/presets';
 import type { GenerateOptions } from '../runner/sampling';
 
 /** The flags that say how to load a model. */
@@ -16,6 +17,10 @@ export interface LoadFlags {
   maxTokens?: number | undefined;
   yarnFactor?: number | undefined;
   chunkTokens?: number | undefined;
+  loadFormat?: 'auto' | 'dummy' | undefined;
+  layers?: number | undefined;
+  experts?: number | undefined;
+  zeroExperts?: number | undefined;
 }
 
 /** The flags that say how to continue a text; the names are those of `GenerateOptions`. */
@@ -54,7 +59,11 @@ const loadFlags: Record<keyof LoadFlags, () => Option> = {
   localBlocks: () =>
     new Option('--local-blocks <n>', 'blocks that they keep at the end').argParser(positive),
   dtype: () =>
-    new Option('--dtype <type>', 'type of the KV cache').choices(['auto', 'float32', 'bfloat16']),
+    new Option('--dtype <type>', 'type of the KV cache; on a GPU also of activations').choices([
+      'auto',
+      'float32',
+      'bfloat16',
+    ]),
   maxTokens: () =>
     new Option('--max-tokens <n>', 'tokens that the KV cache has room for').argParser(positive),
   yarnFactor: () =>
@@ -65,7 +74,22 @@ const loadFlags: Record<keyof LoadFlags, () => Option> = {
     new Option('--chunk-tokens <n>', 'prompt tokens read in one step (default 512)').argParser(
       wholeNumber(1, 2 ** 20),
     ),
+  loadFormat: () =>
+    new Option(
+      '--load-format <name>',
+      `dummy: random weights; only config.json is read, or a preset (${Object.keys(presets).join(', ')})`,
+    ).choices(['auto', 'dummy']),
+  layers: () =>
+    new Option('--layers <n>', "layers instead of the config's, with dummy weights").argParser(
+      positive,
+    ),
+  experts: () => new Option('--experts <n>', 'likewise, routed experts').argParser(positive),
+  zeroExperts: () =>
+    new Option('--zero-experts <n>', 'likewise, zero experts').argParser(wholeNumber(0, 4096)),
 };
+
+/** The flags of dummy weights. */
+export const dummyFlags = ['loadFormat', 'layers', 'experts', 'zeroExperts'] as const;
 
 /** Adds the load flags, all of them or those named. */
 export function addLoadFlags(
@@ -105,8 +129,9 @@ export async function readAttention(dir: string, flags: LoadFlags): Promise<Atte
   const blocks = { sinkBlocks, localBlocks };
   if (attention !== 'auto' && attention !== 'full') return { layerType: attention, ...blocks };
   if (sinkBlocks === undefined && localBlocks === undefined) return attention;
-  const pattern =
-    attention === 'full' ? undefined : (await planFromFlags(dir, { attention })).pattern;
+  const { loadFormat, layers, experts, zeroExperts } = flags;
+  const planFlags = { attention, loadFormat, layers, experts, zeroExperts };
+  const pattern = attention === 'full' ? undefined : (await planFromFlags(dir, planFlags)).pattern;
   if (pattern === undefined) {
     const hint = 'Name the streaming ones with --attention, a digit for each: 1 streams, 0 is full';
     throw usageError('--sink-blocks and --local-blocks have no effect: no attention streams', hint);
@@ -117,7 +142,12 @@ export async function readAttention(dir: string, flags: LoadFlags): Promise<Atte
 export async function readLoadOptions(dir: string, flags: LoadFlags): Promise<LoadOptions> {
   const { device, dtype, maxTokens, yarnFactor, chunkTokens } = flags;
   const attention = await readAttention(dir, flags);
-  return { device, dtype, maxTokens, chunkTokens, attention, rope: { yarnFactor } };
+  const rope = { yarnFactor };
+  return { device, dtype, maxTokens, chunkTokens, attention, rope, ...readFormat(flags) };
+}
+
+function readFormat({ loadFormat, layers, experts, zeroExperts }: LoadFlags) {
+  return { loadFormat, configOverrides: { layers, experts, zeroExperts } };
 }
 
 /** The checkpoint's config and headers, checked; no weights, no device. */
@@ -127,8 +157,12 @@ export async function planFromFlags(
   signal?: AbortSignal,
 ): Promise<LoadPlan> {
   const attention = await readAttention(dir, flags);
-  const rope = { yarnFactor: flags.yarnFactor, exactAngles: false };
-  return planLoad(dir, { attention, rope, signal });
+  const { yarnFactor } = flags;
+  const { rope, loadFormat, configOverrides } = resolveLoadOptions({
+    rope: { yarnFactor },
+    ...readFormat(flags),
+  });
+  return planLoad(dir, { attention, rope, signal, loadFormat, configOverrides });
 }
 
 export function readGenerateOptions(flags: SamplingFlags): GenerateOptions {

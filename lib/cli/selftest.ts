@@ -2,7 +2,7 @@ import { InvalidArgumentError, type Command } from 'commander';
 
 import { LozaError, throwIfAborted } from '../errors';
 import type { DeviceKind } from '../native/binding';
-import { Device, listDevices } from '../native/device';
+import { activationTypes, Device, listDevices } from '../native/device';
 import { Lab } from '../selftest/lab';
 import { operations, type AnyOperation } from '../selftest/operations';
 import { runCase } from '../selftest/run-case';
@@ -18,6 +18,8 @@ interface SelftestFlags extends LoadFlags {
 /** What became of the cases of one operation. */
 export interface OperationReport {
   operation: string;
+  /** The type that activations had. */
+  activation: 'f32' | 'bf16';
   /** Cases that ran. */
   cases: number;
   skipped: { case: string; reason: string }[];
@@ -33,12 +35,13 @@ export interface OperationReport {
 const examples = `
 Every operation of the compiled addon runs on small inputs and is compared with the same formula
 in float64. Memory around inputs and results is NaN, so that strays are seen.
-On a GPU, activations are bfloat16: relative errors up to 4e-3 are rounding.
+On a GPU, all of it runs with activations in bfloat16, where relative errors up to 4e-3 are
+rounding, and then in float32; --dtype chooses one of them.
 A failure gives exit code 1; cases that a device cannot run are counted as skipped.
 
 Examples:
   loza selftest
-  loza selftest --device cuda
+  loza selftest --device cuda --dtype bfloat16
   loza selftest --ops "linear|attention" --json`;
 
 export function registerSelftest(program: Command, context: Context): void {
@@ -46,12 +49,12 @@ export function registerSelftest(program: Command, context: Context): void {
     .command('selftest')
     .description('Checks every operation of the addon on this machine against float64.')
     .option('--ops <regex>', 'only operations whose name matches', parseRegex);
-  addLoadFlags(command, ['device'])
+  addLoadFlags(command, ['device', 'dtype'])
     .addHelpText('after', examples)
     .action((flags: SelftestFlags) => selftest(flags, context));
 }
 
-function parseRegex(text: string): RegExp {
+export function parseRegex(text: string): RegExp {
   try {
     return new RegExp(text);
   } catch {
@@ -59,7 +62,7 @@ function parseRegex(text: string): RegExp {
   }
 }
 
-async function selftest({ device, ops }: SelftestFlags, context: Context): Promise<void> {
+async function selftest({ device, dtype, ops }: SelftestFlags, context: Context): Promise<void> {
   const chosen = operations.filter(({ operation }) => ops?.test(operation) ?? true);
   if (chosen.length === 0) {
     const known = operations.map(({ operation }) => operation).join(', ');
@@ -67,31 +70,47 @@ async function selftest({ device, ops }: SelftestFlags, context: Context): Promi
   }
   const kind = chooseKind(device ?? 'auto');
   const name = listDevices().find((one) => one.kind === kind)?.name ?? kind;
-  const lab = new Lab(kind);
-  const progress = startProgress(context, 'selftest', 'cases');
-  let reports: OperationReport[];
-  const { activation } = lab; // opens the device, or says why it cannot be
-  try {
-    reports = await runAll(lab, chosen, progress, context.signal);
-  } finally {
-    progress.stop();
-    lab.close();
+  const activations = chooseActivations(kind, dtype ?? 'auto');
+  const reports: OperationReport[] = [];
+  for (const activation of activations) {
+    if (reports.at(-1)?.stopped) break;
+    const lab = new Lab(kind, activation);
+    lab.open(); // or says why it cannot be
+    const progress = startProgress(context, `selftest in ${activation}`, 'cases');
+    try {
+      reports.push(...(await runAll(lab, chosen, progress, context.signal)));
+    } finally {
+      progress.stop();
+      lab.close();
+    }
   }
   const failed = reports.reduce((sum, { failures }) => sum + failures.length, 0);
   const cases = reports.reduce((sum, report) => sum + report.cases, 0);
   const passed = failed === 0;
-  const where = `${oneLine(name)} (${kind}), activations in ${activation}`;
+  const where = `${oneLine(name)} (${kind}), activations in ${activations.join(' and ')}`;
   if (context.json) {
-    context.printJson({ device: kind, name, activation, operations: reports, passed });
+    context.printJson({ device: kind, name, activations, operations: reports, passed });
   } else {
     context.print(describe(reports, `${plural(cases, 'case')} on ${where}`));
   }
   if (!passed) throw new BadResult(`${failed} of ${plural(cases, 'case')} failed on ${kind}`);
 }
 
-function chooseKind(wanted: NonNullable<LoadFlags['device']>): DeviceKind {
+export function chooseKind(wanted: NonNullable<LoadFlags['device']>): DeviceKind {
   if (wanted !== 'auto') return wanted;
   return listDevices().some(({ kind, usable }) => kind === 'cuda' && usable) ? 'cuda' : 'cpu';
+}
+
+/** All that the device has, unless one is wanted. */
+function chooseActivations(
+  kind: DeviceKind,
+  dtype: NonNullable<LoadFlags['dtype']>,
+): readonly ('f32' | 'bf16')[] {
+  const types = activationTypes[kind];
+  if (dtype === 'auto') return types;
+  const wanted = dtype === 'float32' ? 'f32' : 'bf16';
+  if (types.includes(wanted)) return [wanted];
+  throw usageError(`activations on ${kind} are not ${dtype}`, 'Leave --dtype out');
 }
 
 async function runAll(
@@ -122,12 +141,12 @@ export async function runOperation(
   onCase: () => void = () => {},
 ): Promise<OperationReport> {
   const report: OperationReport = {
-    ...{ operation: operation.operation, cases: 0, skipped: [], relativeError: 0 },
-    ...{ worstCase: undefined, failures: [], passed: true, stopped: false },
+    ...{ operation: operation.operation, activation: lab.activation, cases: 0, skipped: [] },
+    ...{ relativeError: 0, worstCase: undefined, failures: [], passed: true, stopped: false },
   };
   for (const c of operation.cases) {
     onCase();
-    const reason = operation.skip?.(c, lab.kind);
+    const reason = operation.skip?.(c, lab.kind, lab.activation);
     if (reason !== undefined) {
       report.skipped.push({ case: c.name, reason });
       continue;
@@ -171,25 +190,32 @@ function describe(reports: readonly OperationReport[], where: string): string {
   const right = { align: 'right' } as const;
   const columns = [
     { title: 'operation' },
+    { title: 'in' },
     { title: 'cases', ...right },
     { title: 'skipped', ...right },
     { title: 'worst error', ...right },
     { title: 'in case' },
     { title: '' },
   ];
-  const rows = reports.map(({ operation, cases, skipped, relativeError, worstCase, passed }) => [
-    operation,
-    formatCount(cases),
-    skipped.length === 0 ? '-' : formatCount(skipped.length),
-    worstCase === undefined ? '-' : formatTiny(relativeError),
-    relativeError === 0 ? '-' : (worstCase ?? '-'),
-    passed ? 'PASS' : 'FAIL',
+  const rows = reports.map((report) => [
+    report.operation,
+    report.activation,
+    formatCount(report.cases),
+    report.skipped.length === 0 ? '-' : formatCount(report.skipped.length),
+    report.worstCase === undefined ? '-' : formatTiny(report.relativeError),
+    report.relativeError === 0 ? '-' : (report.worstCase ?? '-'),
+    report.passed ? 'PASS' : 'FAIL',
   ]);
   const skipped = reports.flatMap((report) =>
-    report.skipped.map((one) => `skipped  ${report.operation}, ${one.case}: ${one.reason}`),
+    report.skipped.map(
+      (one) => `skipped  ${report.operation} in ${report.activation}, ${one.case}: ${one.reason}`,
+    ),
   );
   const failures = reports.flatMap((report) =>
-    report.failures.map((one) => `FAIL  ${report.operation}, ${one.case}: ${oneLine(one.message)}`),
+    report.failures.map(
+      (one) =>
+        `FAIL  ${report.operation} in ${report.activation}, ${one.case}: ${oneLine(one.message)}`,
+    ),
   );
   if (reports.at(-1)?.stopped)
     failures.push('The device is lost: cases behind this one did not run');

@@ -6,8 +6,16 @@ import { BadResult, type Context } from './context';
 import { readExpected, type ExpectedPrompt } from './expected';
 import { formatCount, formatTable, formatTiny, plural } from './format';
 import { withModel } from './open-model';
-import { addLoadFlags, readLoadOptions, realNumber, type LoadFlags } from './options';
+import {
+  addLoadFlags,
+  listOf,
+  readLoadOptions,
+  realNumber,
+  wholeNumber,
+  type LoadFlags,
+} from './options';
 import { startProgress } from './progress';
+import { verifyBatches, type BatchVerdict } from './verify-batch';
 
 type Metric = 'error' | 'cosine';
 
@@ -15,6 +23,21 @@ interface VerifyFlags extends LoadFlags {
   metric: Metric | 'auto';
   tolerance?: number;
   margin?: number;
+  batch: number[];
+}
+
+interface Limits {
+  metric: Metric;
+  tolerance: number;
+  margin: number;
+}
+
+/** What the prompts gave one after another, and where. */
+interface Checked {
+  device: string;
+  dtype: string;
+  limits: Limits;
+  verdicts: PromptVerdict[];
 }
 
 interface PromptVerdict {
@@ -32,18 +55,23 @@ const defaultTolerance = { error: 1e-3, cosine: 1e-3 } as const;
 /** Rounding to bfloat16 moves logits by more than a close win. */
 const defaultMargin: Record<Metric, number> = { error: 0.01, cosine: 0.3 };
 
+const right = { align: 'right' } as const;
+
 const examples = `
 DIR/expected.safetensors holds, for each prompt NAME, what another implementation computed:
 NAME.input_ids, NAME.positions, NAME.logits and, if known, NAME.greedy (the likeliest tokens).
 
 error is the largest difference of a logit, as a fraction of the logits' standard deviation.
 Greedy tokens must be equal up to the first one that won by no more than --margin.
+--batch continues each prompt again among random ones, in batches of these sizes: its greedy tokens
+must be as expected there too, and recorded decode steps must give the bits of eager ones.
 A mismatch gives exit code 1.
 
 Examples:
   loza verify models/loza-tiny
   loza verify test/golden/longcat-full --tolerance 1e-4
-  loza verify DIR --metric cosine           for a cache in bfloat16, or a GPU`;
+  loza verify models/loza-tiny --device cuda --batch 1,7,64
+  loza verify DIR --metric cosine           for bfloat16`;
 
 export function registerVerify(program: Command, context: Context): void {
   const command = program
@@ -51,7 +79,7 @@ export function registerVerify(program: Command, context: Context): void {
     .description("Runs a checkpoint's expected.safetensors and shows the errors.")
     .argument('<dir>', 'checkpoint folder with expected.safetensors')
     .addOption(
-      new Option('--metric <name>', 'auto: cosine on a GPU or with a bfloat16 cache, else error')
+      new Option('--metric <name>', 'auto: error in float32, cosine in bfloat16')
         .choices(['auto', 'error', 'cosine'])
         .default('auto'),
     )
@@ -64,6 +92,11 @@ export function registerVerify(program: Command, context: Context): void {
       '--margin <x>',
       'win of a greedy token that need not be kept (default 0.01; in bfloat16 0.3)',
       realNumber(0, 1e6),
+    )
+    .addOption(
+      new Option('--batch <n,...>', 'sizes of batches to generate in, too')
+        .argParser(listOf(wholeNumber(1, 4096)))
+        .default([], 'none'),
     );
   addLoadFlags(command)
     .addHelpText('after', examples)
@@ -72,34 +105,44 @@ export function registerVerify(program: Command, context: Context): void {
 
 async function verify(dir: string, flags: VerifyFlags, context: Context): Promise<void> {
   const prompts = await readExpected(dir);
-  await withModel(dir, await readLoadOptions(dir, flags), context, async (model) => {
-    const { device, dtype } = model.info;
-    const exact = device === 'cpu' && dtype === 'float32';
-    const metric = flags.metric !== 'auto' ? flags.metric : exact ? 'error' : 'cosine';
-    const tolerance = flags.tolerance ?? defaultTolerance[metric];
-    const limits = { metric, tolerance, margin: flags.margin ?? defaultMargin[metric] };
-    const verdicts: PromptVerdict[] = [];
-    for (const prompt of prompts) {
-      verdicts.push(await checkPrompt(model, prompt, limits, context));
-    }
-    const failed = verdicts.filter(({ passed }) => !passed).length;
-    if (context.json) {
-      const passed = failed === 0;
-      context.printJson({ dir, device, dtype, ...limits, prompts: verdicts, passed });
-    } else {
-      context.print(describe(verdicts, limits, `${device}, ${dtype} cache`));
-    }
-    if (failed > 0) {
-      const which = `${failed} of ${plural(verdicts.length, 'prompt')}`;
-      throw new BadResult(`${which} of ${dir} did not give what was expected`);
-    }
-  });
+  const options = await readLoadOptions(dir, flags);
+  const { device, dtype, limits, verdicts } = await withModel(dir, options, context, (model) =>
+    checkPrompts(model, prompts, flags, context),
+  );
+  const wanted = { batches: flags.batch, margin: limits.margin };
+  const batches = await verifyBatches(dir, options, prompts, wanted, context);
+  const failed = verdicts.filter(({ passed }) => !passed).length;
+  const passed = failed === 0 && batches.every((batch) => batch.passed);
+  if (context.json) {
+    context.printJson({ dir, device, dtype, ...limits, prompts: verdicts, batches, passed });
+  } else {
+    context.print(describe({ verdicts, batches, passed }, limits, `${device}, ${dtype}`));
+  }
+  if (passed) return;
+  const which = failed > 0 ? `${failed} of ${plural(verdicts.length, 'prompt')}` : 'batches';
+  throw new BadResult(`${which} of ${dir} did not give what was expected`);
+}
+
+async function checkPrompts(
+  model: LanguageModel,
+  prompts: readonly ExpectedPrompt[],
+  flags: VerifyFlags,
+  context: Context,
+): Promise<Checked> {
+  const { device, dtype } = model.info;
+  const auto = dtype === 'float32' ? 'error' : 'cosine';
+  const metric = flags.metric === 'auto' ? auto : flags.metric;
+  const tolerance = flags.tolerance ?? defaultTolerance[metric];
+  const limits = { metric, tolerance, margin: flags.margin ?? defaultMargin[metric] };
+  const verdicts: PromptVerdict[] = [];
+  for (const prompt of prompts) verdicts.push(await checkPrompt(model, prompt, limits, context));
+  return { device, dtype, limits, verdicts };
 }
 
 async function checkPrompt(
   model: LanguageModel,
   prompt: ExpectedPrompt,
-  limits: { metric: Metric; tolerance: number; margin: number },
+  limits: Limits,
   context: Context,
 ): Promise<PromptVerdict> {
   const { name, inputIds, positions, vocabSize, greedy } = prompt;
@@ -139,11 +182,24 @@ async function continueGreedily(
 }
 
 function describe(
-  verdicts: readonly PromptVerdict[],
-  { metric, tolerance, margin }: { metric: Metric; tolerance: number; margin: number },
+  checked: {
+    verdicts: readonly PromptVerdict[];
+    batches: readonly BatchVerdict[];
+    passed: boolean;
+  },
+  { metric, tolerance, margin }: Limits,
   where: string,
 ): string {
-  const right = { align: 'right' } as const;
+  const limit = metric === 'error' ? `error up to ${tolerance}` : `cosine from ${1 - tolerance}`;
+  const rule = `allowed: ${limit}; greedy tokens that won by more than ${margin} equal; ${where}`;
+  return [
+    describePrompts(checked.verdicts),
+    ...(checked.batches.length === 0 ? [] : [describeBatches(checked.batches)]),
+    `${checked.passed ? 'PASS' : 'FAIL'}  ${rule}`,
+  ].join('\n\n');
+}
+
+function describePrompts(verdicts: readonly PromptVerdict[]): string {
   const columns = [
     { title: 'prompt' },
     { title: 'tokens', ...right },
@@ -159,11 +215,28 @@ function describe(
     plural(positions, 'position'),
     formatTiny(maxError),
     cosine.toFixed(6),
-    greedy.expected === 0 ? '-' : `${greedy.equal} of ${greedy.expected}`,
+    describeGreedy(greedy),
     passed ? 'PASS' : 'FAIL',
   ]);
-  const limit = metric === 'error' ? `error up to ${tolerance}` : `cosine from ${1 - tolerance}`;
-  const passed = verdicts.every((verdict) => verdict.passed);
-  const rule = `allowed: ${limit}; greedy tokens that won by more than ${margin} equal; ${where}`;
-  return `${formatTable(columns, rows)}\n\n${passed ? 'PASS' : 'FAIL'}  ${rule}`;
+  return formatTable(columns, rows);
+}
+
+function describeBatches(batches: readonly BatchVerdict[]): string {
+  const columns = [
+    { title: 'batch', ...right },
+    { title: 'greedy', ...right },
+    { title: 'recorded and eager' },
+    { title: '' },
+  ];
+  const rows = batches.map(({ batch, greedy, sameBits, passed }) => [
+    formatCount(batch),
+    describeGreedy(greedy),
+    sameBits ? 'same bits' : 'other bits',
+    passed ? 'PASS' : 'FAIL',
+  ]);
+  return formatTable(columns, rows);
+}
+
+function describeGreedy({ equal, expected }: GreedyComparison): string {
+  return expected === 0 ? '-' : `${equal} of ${expected}`;
 }

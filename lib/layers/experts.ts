@@ -1,5 +1,5 @@
 import type { WeightSource } from '../checkpoint/weights';
-import type { Ops, RouterOptions, Weight } from '../native/ops';
+import type { Joined, Ops, RouterOptions, Weight } from '../native/ops';
 import type { Tensor } from '../native/tensor';
 
 export interface ExpertsShape {
@@ -26,8 +26,7 @@ export interface RouterNames {
 export class Experts {
   private readonly classifier: Weight;
   private readonly bias: Tensor | undefined;
-  private readonly gate: Weight;
-  private readonly up: Weight;
+  private readonly gateUp: Joined;
   private readonly down: Weight;
 
   constructor(
@@ -43,8 +42,7 @@ export class Experts {
     this.classifier = weights.exactMatrix(prefix + router.classifier, choices, hidden);
     this.bias =
       router.bias === undefined ? undefined : weights.floatVector(prefix + router.bias, choices);
-    this.gate = weights.stack(names('gate'), width, hidden);
-    this.up = weights.stack(names('up'), width, hidden);
+    this.gateUp = weights.joinedStack([names('gate'), names('up')], width, hidden);
     this.down = weights.stack(names('down'), hidden, width);
   }
 
@@ -53,9 +51,8 @@ export class Experts {
     const { experts, zeroExperts, router } = this.shape;
     const { ids, weights } = ops.route(ops.linearFloat(h, this.classifier), this.bias, router);
     const plan = ops.expertPlan(ids, experts);
-    const gate = ops.groupedLinear(h, this.gate, plan, router.topK);
-    const up = ops.groupedLinear(h, this.up, plan, router.topK);
-    const y = ops.groupedLinear(ops.swiglu(gate, up), this.down, plan);
+    const inner = ops.swiglu(ops.groupedLinears(h, this.gateUp, plan, router.topK));
+    const y = ops.groupedLinear(inner, this.down, plan);
     ops.combine(residual, y, plan, weights, zeroExperts > 0 ? h : undefined);
   }
 }

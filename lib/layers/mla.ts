@@ -1,6 +1,6 @@
 import type { MlaConfig } from '../checkpoint/mla-config';
 import type { WeightSource } from '../checkpoint/weights';
-import type { Ops, Weight } from '../native/ops';
+import type { CompressedQuery, Joined, Weight } from '../native/ops';
 import type { Tensor } from '../native/tensor';
 import type { Step, StepAttention } from '../runner/step';
 
@@ -13,17 +13,17 @@ export interface MlaScales {
 /**
  * Multi-head Latent Attention (DeepSeek-V2, arXiv 2405.04434; model-spec sections 1.3 and 8).
  *
- *     q      = W_qb ( a_q norm(W_qa h) )              or W_q h where the query is not compressed
- *     c, k   = split( W_kva h );  cache row = [ a_kv norm(c) | rope(k) ]
+ *     q_c, c, k = split( [W_qa; W_kva] h );  cache row = [ a_kv norm(c) | rope(k) ]
+ *     q      = W_qb ( a_q norm(q_c) )                 or W_q h where the query is not compressed
  *     o      = W_o concat_h( softmax(scale q_h . k_h) v_h ),  [k_h | v_h] = W_kvb c
  *
  * Few new tokens of a sequence use the absorbed form (queries mapped into the latent space), many
  * the expanded one (keys and values made from the latents); both give the same result.
  */
 export class Mla {
-  private readonly queryDown: { weight: Weight; norm: Tensor } | undefined;
+  private readonly down: Joined; // q_a_proj, if there is one, and kv_a_proj_with_mqa
+  private readonly queryNorm: Tensor | undefined; // undefined: the query is not compressed
   private readonly queryUp: Weight;
-  private readonly latentDown: Weight;
   private readonly latentNorm: Tensor;
   private readonly expand: Weight; // kv_b_proj, [heads * (nope + value), latent]
   private readonly absorbKey: Tensor; // W_UK transposed, [heads, latent, nope]
@@ -42,17 +42,15 @@ export class Mla {
   ) {
     const { hiddenSize, heads, qLoraRank, kvLoraRank, nopeDim, ropeDim, valueDim } = config;
     const queryDim = heads * (nopeDim + ropeDim);
+    const down = [{ name: `${prefix}kv_a_proj_with_mqa.weight`, rows: kvLoraRank + ropeDim }];
     if (qLoraRank === null) {
       this.queryUp = weights.matrix(`${prefix}q_proj.weight`, queryDim, hiddenSize);
     } else {
-      this.queryDown = {
-        weight: weights.matrix(`${prefix}q_a_proj.weight`, qLoraRank, hiddenSize),
-        norm: weights.vector(`${prefix}q_a_layernorm.weight`, qLoraRank),
-      };
+      down.unshift({ name: `${prefix}q_a_proj.weight`, rows: qLoraRank });
+      this.queryNorm = weights.vector(`${prefix}q_a_layernorm.weight`, qLoraRank);
       this.queryUp = weights.matrix(`${prefix}q_b_proj.weight`, queryDim, qLoraRank);
     }
-    const cached = kvLoraRank + ropeDim;
-    this.latentDown = weights.matrix(`${prefix}kv_a_proj_with_mqa.weight`, cached, hiddenSize);
+    this.down = weights.joined(down, hiddenSize);
     this.latentNorm = weights.vector(`${prefix}kv_a_layernorm.weight`, kvLoraRank);
     this.output = weights.matrix(`${prefix}o_proj.weight`, hiddenSize, heads * valueDim);
 
@@ -77,23 +75,14 @@ export class Mla {
 
   /** Adds the attention's output to `residual`; h is the normalised input. Both [rows, hidden]. */
   addTo(residual: Tensor, step: Step, h: Tensor): void {
-    const { heads, valueDim, nopeDim, ropeDim, rmsNormEps } = this.config;
+    const { heads, valueDim, nopeDim, ropeDim } = this.config;
     const { ops, rows, absorbedRows } = step;
     const attention = step.attention(this.index);
+    const q = this.project(step, attention, h).reshape(rows, heads, nopeDim + ropeDim);
 
-    const q = this.query(ops, h).reshape(rows, heads, nopeDim + ropeDim);
-    ops.rope(q.slice(2, nopeDim, nopeDim + ropeDim), step.ropeTable);
-    ops.latentStore(
-      attention.cache,
-      ops.linear(h, this.latentDown),
-      this.latentNorm,
-      step.ropeTable,
-      attention.slots,
-      rmsNormEps,
-      this.scales.latent,
-    );
-
-    const out = ops.float(rows, heads, valueDim); // rounds are merged in it
+    const shape = [rows, heads, valueDim];
+    // Rounds of expanded attention are merged in it, in f32.
+    const out = absorbedRows === rows ? ops.activation(...shape) : ops.float(...shape);
     if (absorbedRows > 0) {
       this.absorbed(step, attention, q.slice(0, 0, absorbedRows), out.slice(0, 0, absorbedRows));
     }
@@ -109,28 +98,39 @@ export class Mla {
     ops.addLinear(residual, merged, this.output);
   }
 
-  private query(ops: Ops, h: Tensor): Tensor {
-    if (this.queryDown === undefined) return ops.linear(h, this.queryUp);
-    const { weight, norm } = this.queryDown;
-    const compressed = ops.linear(h, weight);
-    return ops.linear(
-      ops.rmsNorm(compressed, norm, this.config.rmsNormEps, this.scales.query),
-      this.queryUp,
+  /** Writes the cache rows and gives the query, [rows, heads * (nope + rope)], not yet rotated. */
+  private project(step: Step, attention: StepAttention, h: Tensor): Tensor {
+    const { ops } = step;
+    const latents = ops.linears(h, this.down);
+    const query = this.compressedQuery(latents);
+    const from = query?.x.dim(1) ?? 0;
+    ops.latentStore(
+      attention.cache,
+      latents.slice(1, from, latents.dim(1)),
+      this.latentNorm,
+      step.ropeTable,
+      attention.slots,
+      this.config.rmsNormEps,
+      this.scales.latent,
+      query,
     );
+    return ops.linear(query?.x ?? h, this.queryUp);
+  }
+
+  private compressedQuery(latents: Tensor): CompressedQuery | undefined {
+    const weight = this.queryNorm;
+    if (weight === undefined) return undefined;
+    return { x: latents.slice(1, 0, weight.dim(0)), weight, scale: this.scales.query };
   }
 
   /** softmax(scale (W_UKᵀ q | q_rope) . cache) cache, then W_UV. */
   private absorbed(step: Step, attention: StepAttention, q: Tensor, out: Tensor): void {
     const { ops } = step;
-    const { heads, kvLoraRank, nopeDim, ropeDim } = this.config;
-    const width = kvLoraRank + ropeDim;
-    const query = ops.activation(q.dim(0), heads, width);
-    ops.headLinear(query.slice(2, 0, kvLoraRank), q.slice(2, 0, nopeDim), this.absorbKey);
-    ops.cast(query.slice(2, kvLoraRank, width), q.slice(2, nopeDim, nopeDim + ropeDim));
+    const query = ops.absorbQuery(q, this.absorbKey, step.ropeTable.slice(0, 0, q.dim(0)));
     const latent = ops.attentionDecode(
       query,
       attention.cache,
-      kvLoraRank,
+      this.config.kvLoraRank,
       attention.blocks,
       step.queryStarts,
       step.absorbedPositions,
@@ -141,9 +141,13 @@ export class Mla {
   }
 
   /** Rounds of expanded keys and values, bounded by the workspace and merged by log-sum-exp. */
-  private expanded(step: Step, attention: StepAttention, q: Tensor, out: Tensor): void {
+  expanded(step: Step, attention: StepAttention, q: Tensor, out: Tensor): void {
     const { ops } = step;
     const { heads, kvLoraRank, nopeDim, ropeDim, valueDim } = this.config;
+    ops.rope(
+      q.slice(2, nopeDim, nopeDim + ropeDim),
+      step.ropeTable.slice(0, step.absorbedRows, step.rows),
+    );
     const lse = ops.float(q.dim(0), heads);
     ops.fill(lse, -Infinity);
     for (const round of attention.rounds) {

@@ -50,6 +50,7 @@ export const deepseek: ModelFamily = {
       layers,
       attentions: layers,
       experts: deepseek.moe?.experts.experts ?? 0,
+      zeroExperts: 0,
       leftAside: (name) => {
         const layer = Number(/^model\.layers\.(\d+)\./.exec(name)?.[1] ?? -1);
         if (layer >= layers && layer < layers + drafts) return 'multi-token prediction head';

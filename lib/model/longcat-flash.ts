@@ -29,6 +29,7 @@ export const longcatFlash: ModelFamily = {
       layers: longcat.layers,
       attentions: longcat.layers * 2,
       experts: longcat.experts.experts,
+      zeroExperts: longcat.experts.zeroExperts,
       leftAside: (name) =>
         name.startsWith('model.mtp.')
           ? 'multi-token prediction head'

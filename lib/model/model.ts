@@ -21,6 +21,8 @@ export interface ModelPlan {
   readonly attentions: number;
   /** Routed experts, zero experts not counted; 0 for a dense model. */
   readonly experts: number;
+  /** Experts past those that return their input. */
+  readonly zeroExperts: number;
   /** Tensors that the checkpoint may hold although the model does not use them, and what they are. */
   leftAside(name: string): string | undefined;
   /** `softmaxFactor` is YaRN's M², which may come from the user's extension. */

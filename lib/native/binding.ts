@@ -36,12 +36,15 @@ export type NativeGraph = object;
 
 /** The operations, in the argument order of their params structs in native/ops. */
 export type NativeOperation =
+  | 'AbsorbQuery'
   | 'AttentionDecode'
   | 'AttentionPrefill'
   | 'Cast'
+  | 'Clock'
   | 'Combine'
   | 'ExpertPlan'
   | 'Fill'
+  | 'FillRandom'
   | 'GatherRows'
   | 'GroupedLinear'
   | 'HeadLinear'
@@ -76,8 +79,9 @@ export interface NativeDevice {
   ): TensorHandle;
   release(tensor: TensorHandle): void;
   arena(): NativeArena;
-  stream(): NativeStream;
+  stream(activation: number): NativeStream;
   memory(): NativeMemory;
+  freeMemory(): number;
   failAllocationAfter(count: number): void;
   close(): void;
 }

@@ -20,18 +20,25 @@ export function listDevices(): NativeDeviceInfo[] {
   return native(() => addon().probeDevices());
 }
 
+/** The types that activations can have on a kind of device; the first is the usual one. */
+export const activationTypes: Readonly<Record<DeviceKind, readonly ('f32' | 'bf16')[]>> = {
+  cpu: ['f32'],
+  cuda: ['bf16', 'f32'],
+};
+
 /** A device opened for one model: all memory a model takes belongs to it and goes with `close`. */
 export class Device {
   private readonly native: NativeDevice;
+  /** The type that activations have here; "act" in the contracts of native/ops. */
+  readonly activation: DType;
 
   /** Throws ERR_LOZA_DEVICE_UNAVAILABLE with the reason. */
-  constructor(readonly kind: DeviceKind) {
+  constructor(
+    readonly kind: DeviceKind,
+    activation?: 'f32' | 'bf16',
+  ) {
     this.native = native(() => new (addon().Device)(kind));
-  }
-
-  /** The type that activations have here; "act" in the contracts of native/ops. */
-  get activation(): DType {
-    return this.kind === 'cuda' ? 'bf16' : 'f32';
+    this.activation = activation ?? activationTypes[kind][0] ?? 'f32';
   }
 
   /** Whether operations can read weights in the mapped file, without a copy. */
@@ -64,7 +71,7 @@ export class Device {
 
   makeStream(): Stream {
     return new Stream(
-      native(() => this.native.stream()),
+      native(() => this.native.stream(dtypes.indexOf(this.activation))),
       this.activation,
     );
   }
@@ -72,6 +79,11 @@ export class Device {
   /** Bytes held now, by purpose, and the largest sum so far. */
   memory(): NativeMemory {
     return native(() => this.native.memory());
+  }
+
+  /** Bytes that nobody on this machine uses. */
+  freeMemory(): number {
+    return native(() => this.native.freeMemory());
   }
 
   /** For tests: the allocation after `count` more successful ones fails. */

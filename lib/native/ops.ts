@@ -8,6 +8,19 @@ export interface Weight {
   scale?: Tensor;
 }
 
+/** A compressed query on its way to its norm: native/ops/latent_store/latent_store.h. */
+export interface CompressedQuery {
+  x: Tensor; // [rows, query rank], normalised in place
+  weight: Tensor; // [query rank]
+  scale: number;
+}
+
+/**
+ * Matrices that are multiplied by one input, in the order of their outputs: one where they could be
+ * laid out as one, which costs one pass over the input.
+ */
+export type Joined = readonly Weight[];
+
 /** The keys a query may see: native/ops/attention/key_range.h. */
 export interface KeyRange {
   sinkBlocks: number;
@@ -47,16 +60,23 @@ export interface SampleResult {
   topLogprobs?: Tensor; // f32 [rows, alternatives]
 }
 
-type Arguments = (Tensor | number | boolean | undefined)[];
+/** What an operation takes, in the order of its params struct. */
+export type Argument = Tensor | number | boolean | undefined;
+type Arguments = Argument[];
 type Run = Record<NativeOperation, (...args: Arguments) => void>;
+/** Sees an operation that was just enqueued. */
+export type Observer = (operation: NativeOperation, args: readonly Argument[]) => void;
 
 const operations: readonly NativeOperation[] = [
+  'AbsorbQuery',
   'AttentionDecode',
   'AttentionPrefill',
   'Cast',
+  'Clock',
   'Combine',
   'ExpertPlan',
   'Fill',
+  'FillRandom',
   'GatherRows',
   'GroupedLinear',
   'HeadLinear',
@@ -75,7 +95,7 @@ const operations: readonly NativeOperation[] = [
  * formulas, shapes and dtypes are in native/ops/<op>/<op>.h.
  */
 export class Ops {
-  private readonly run: Run;
+  private run: Run;
 
   constructor(
     readonly stream: Stream,
@@ -84,11 +104,32 @@ export class Ops {
     this.run = bindOperations(stream.native);
   }
 
+  /** Runs `body`; `observe` is called after each operation that it enqueues, not for its own. */
+  trace(observe: Observer, body: () => void): void {
+    const { run } = this;
+    const traced = operations.map((name) => [
+      name,
+      (...args: Arguments) => {
+        run[name](...args.slice()); // it puts handles in the place of tensors
+        this.run = run;
+        observe(name, args);
+        this.run = tracedRun;
+      },
+    ]);
+    const tracedRun = Object.fromEntries(traced) as Run;
+    this.run = tracedRun;
+    try {
+      body();
+    } finally {
+      this.run = run;
+    }
+  }
+
   float(...shape: number[]): Tensor {
     return this.arena.allocate('f32', shape);
   }
 
-  /** A tensor of the device's type of activations: f32 on the CPU, bf16 on CUDA. */
+  /** A tensor of the device's type of activations: f32 on the CPU, bf16 or f32 on CUDA. */
   activation(...shape: number[]): Tensor {
     return this.arena.allocate(this.stream.activation, shape);
   }
@@ -122,6 +163,17 @@ export class Ops {
   linear(x: Tensor, weight: Weight): Tensor {
     const out = this.activation(x.dim(0), weight.tensor.dim(0));
     this.run.Linear(out, x, weight.tensor, weight.scale, false);
+    return out;
+  }
+
+  /** x Wᵀ of matrices that share x, beside each other: [rows, sum of n]. */
+  linears(x: Tensor, weights: Joined): Tensor {
+    const columns = weights.map(({ tensor }) => tensor.dim(0));
+    const out = this.activation(x.dim(0), sumOf(columns));
+    this.besideEachOther(out, columns, (part, i) => {
+      const { tensor, scale } = weights[i] as Weight;
+      this.run.Linear(part, x, tensor, scale, false);
+    });
     return out;
   }
 
@@ -162,9 +214,17 @@ export class Ops {
 
   /** Rotates x [rows, heads, dim] in place. */
   rope(x: Tensor, table: Tensor): void {
-    this.run.Rope(x, table);
+    this.run.Rope(x, x, table);
   }
 
+  /** [W_UKᵀ q_nope | rope(q_rope)], [rows, heads, latent + rope]. */
+  absorbQuery(q: Tensor, weight: Tensor, ropeTable: Tensor): Tensor {
+    const out = this.activation(q.dim(0), q.dim(1), weight.dim(1) + ropeTable.dim(1));
+    this.run.AbsorbQuery(out, q, weight, ropeTable);
+    return out;
+  }
+
+  /** Writes the cache rows, and normalises the compressed query if there is one. */
   latentStore(
     cache: Tensor,
     kv: Tensor,
@@ -173,8 +233,20 @@ export class Ops {
     slots: Tensor,
     eps: number,
     scale: number,
+    query?: CompressedQuery,
   ): void {
-    this.run.LatentStore(cache, kv, weight, ropeTable, slots, eps, scale);
+    this.run.LatentStore(
+      cache,
+      kv,
+      weight,
+      ropeTable,
+      slots,
+      eps,
+      scale,
+      query?.x,
+      query?.weight,
+      query?.scale ?? 1,
+    );
   }
 
   /** One round of expanded attention, merged into `out` and `lse`. */
@@ -234,10 +306,12 @@ export class Ops {
     return out;
   }
 
-  /** silu(gate) * up, in place of `gate`. */
-  swiglu(gate: Tensor, up: Tensor): Tensor {
-    this.run.Swiglu(gate, gate, up);
-    return gate;
+  /** silu(gate) * up of [gate | up], [rows, 2 * width]. */
+  swiglu(gateUp: Tensor): Tensor {
+    const width = gateUp.dim(1) / 2;
+    const out = this.activation(gateUp.dim(0), width);
+    this.run.Swiglu(out, gateUp.slice(1, 0, width), gateUp.slice(1, width, 2 * width));
+    return out;
   }
 
   route(
@@ -276,9 +350,18 @@ export class Ops {
 
   /** Each expert's matrix on its rows; with `topK`, x is read through the plan's order. */
   groupedLinear(x: Tensor, weight: Weight, plan: ExpertPlan, topK?: number): Tensor {
-    const out = this.activation(plan.order.dim(0), weight.tensor.dim(1));
+    return this.groupedLinears(x, [weight], plan, topK);
+  }
+
+  /** The same of matrices that share x, beside each other. */
+  groupedLinears(x: Tensor, weights: Joined, plan: ExpertPlan, topK?: number): Tensor {
+    const columns = weights.map(({ tensor }) => tensor.dim(1));
+    const out = this.activation(plan.order.dim(0), sumOf(columns));
     const order = topK === undefined ? undefined : plan.order;
-    this.run.GroupedLinear(out, x, weight.tensor, weight.scale, plan.starts, order, topK ?? 1);
+    this.besideEachOther(out, columns, (part, i) => {
+      const { tensor, scale } = weights[i] as Weight;
+      this.run.GroupedLinear(part, x, tensor, scale, plan.starts, order, topK ?? 1);
+    });
     return out;
   }
 
@@ -335,9 +418,37 @@ export class Ops {
     return out;
   }
 
+  /** Random values of mean 0 and this standard deviation, which `seed` [low, high] decides. */
+  fillRandom(out: Tensor, seed: readonly [number, number], deviation: number): void {
+    this.run.FillRandom(out, seed[0], seed[1], deviation);
+  }
+
+  /** The device's time in nanoseconds, as two i32. */
+  clock(out: Tensor): void {
+    this.run.Clock(out);
+  }
+
   fill(out: Tensor, value: number): void {
     this.run.Fill(out, value);
   }
+
+  /** Calls `body` with each group of `columns` of `out`. */
+  private besideEachOther(
+    out: Tensor,
+    columns: readonly number[],
+    body: (part: Tensor, index: number) => void,
+  ): void {
+    if (columns.length === 1) return body(out, 0);
+    let from = 0;
+    columns.forEach((count, i) => {
+      body(out.slice(1, from, from + count), i);
+      from += count;
+    });
+  }
+}
+
+function sumOf(values: readonly number[]): number {
+  return values.reduce((sum, value) => sum + value, 0);
 }
 
 /** Tensors become handles, absent ones 0; native errors become LozaErrors. */

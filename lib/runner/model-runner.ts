@@ -67,7 +67,8 @@ export class ModelRunner {
     }
     const hidden = this.model.forward(uploadStep(this.ops, batch, this.angles));
     const results = [this.sample(hidden, batch, work), this.score(hidden, batch, work)] as const;
-    return Promise.all([...results, this.ops.stream.synchronize()]);
+    const isRead = work.some(({ sample, score = [] }) => sample !== undefined || score.length > 0);
+    return Promise.all(isRead ? results : [...results, this.ops.stream.synchronize()]);
   }
 
   private async sample(

@@ -50,9 +50,13 @@ export interface StepTensors {
 
 export type GroupTensors = Omit<StepAttention, 'cache' | 'range'>;
 
-/** Uploads a batch; tables and slot mappings are shared by all attentions of a group. */
 export function uploadStep(ops: Ops, batch: Batch, angles: RopeAngles): Step {
-  const tensors = {
+  return makeStep(ops, uploadBatch(ops, batch), angles);
+}
+
+/** Tables and slot mappings are shared by all attentions of a group. */
+export function uploadBatch(ops: Ops, batch: Batch): StepTensors {
+  return {
     rows: batch.rows,
     absorbedRows: batch.absorbedRows,
     tokens: ops.upload(batch.tokens),
@@ -60,7 +64,6 @@ export function uploadStep(ops: Ops, batch: Batch, angles: RopeAngles): Step {
     queryStarts: ops.upload(batch.queryStarts),
     groups: batch.groups.map((group) => uploadGroup(ops, group, batch)),
   };
-  return makeStep(ops, tensors, angles);
 }
 
 /** Enqueues what all layers share, and gives each attention its cache and its group's tables. */

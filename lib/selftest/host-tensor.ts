@@ -116,7 +116,7 @@ export function decodeF8(bits: number): number {
 
 const f8Values = Float64Array.from({ length: 127 }, (_, bits) => decodeF8(bits));
 
-/** The nearest f8e4m3 value (beyond the largest: the largest). */
+/** The nearest f8e4m3 value, of two the even one (beyond the largest: the largest). */
 export function encodeF8(value: number): number {
   if (Number.isNaN(value)) return 0x7f;
   const sign = value < 0 || Object.is(value, -0) ? 0x80 : 0;
@@ -128,6 +128,7 @@ export function encodeF8(value: number): number {
     if (f8Values[middle]! <= magnitude) low = middle;
     else high = middle;
   }
-  const nearer = magnitude - f8Values[low]! > f8Values[high]! - magnitude ? high : low;
-  return sign | nearer;
+  const [below, above] = [magnitude - f8Values[low]!, f8Values[high]! - magnitude];
+  const up = above < below || (above === below && (high & 1) === 0);
+  return sign | (up ? high : low);
 }

@@ -1,6 +1,6 @@
 import { LozaError } from '../errors';
 import { fromNative, type DeviceKind } from '../native/binding';
-import { Device, type Arena, type Stream } from '../native/device';
+import { activationTypes, Device, type Arena, type Stream } from '../native/device';
 import { Ops } from '../native/ops';
 import { bytesPerElement, rowMajor, type DType, type Tensor } from '../native/tensor';
 import type { DeviceTensors, HostTensors } from './cases/operation';
@@ -18,12 +18,11 @@ export class Lab {
   private opened: { device: Device; arena: Arena; stream: Stream; ops: Ops } | undefined;
   private guards: Tensor[] = [];
 
-  constructor(readonly kind: DeviceKind) {}
-
-  /** The type of activations on the device. */
-  get activation(): DType {
-    return this.open().device.activation;
-  }
+  constructor(
+    readonly kind: DeviceKind,
+    /** The type of activations on the device. */
+    readonly activation: 'f32' | 'bf16' = activationTypes[kind][0] ?? 'f32',
+  ) {}
 
   get ops(): Ops {
     return this.open().ops;
@@ -96,9 +95,10 @@ export class Lab {
     }
   }
 
-  private open() {
+  /** Throws ERR_LOZA_DEVICE_UNAVAILABLE with the reason; the first use does the same. */
+  open(): { device: Device; arena: Arena; stream: Stream; ops: Ops } {
     if (this.opened !== undefined) return this.opened;
-    const device = new Device(this.kind);
+    const device = new Device(this.kind, this.activation);
     const stream = device.makeStream();
     const arena = device.makeArena();
     const allocate = arena.allocate.bind(arena);

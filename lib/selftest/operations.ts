@@ -1,8 +1,10 @@
+import { absorbQuery } from './cases/absorb-query';
 import { attentionDecode } from './cases/attention-decode';
 import { attentionPrefill } from './cases/attention-prefill';
 import { cast } from './cases/cast';
 import { combine } from './cases/combine';
 import { expertPlan } from './cases/expert-plan';
+import { fillRandom } from './cases/fill-random';
 import { gatherRows } from './cases/gather-rows';
 import { groupedLinear } from './cases/grouped-linear';
 import { headLinear } from './cases/head-linear';
@@ -20,6 +22,7 @@ export type AnyOperation = OperationCases<{ name: string }, HostTensors>;
 /** Every operation of native/ops that computes something, and the cases it is tried on. */
 export const operations: readonly AnyOperation[] = [
   cast,
+  fillRandom,
   gatherRows,
   rmsNormCases,
   swiglu,
@@ -28,6 +31,7 @@ export const operations: readonly AnyOperation[] = [
   latentStore,
   linear,
   headLinear,
+  absorbQuery,
   attentionPrefill,
   attentionDecode,
   route,

@@ -15,8 +15,8 @@ Device& DeviceState::open() {
   return *device;
 }
 
-std::shared_ptr<Stream> DeviceState::make_stream() {
-  auto stream = open().make_stream();
+std::shared_ptr<Stream> DeviceState::make_stream(DType activation) {
+  auto stream = open().make_stream(activation);
   std::erase_if(streams, [](const auto& known) { return known.expired(); });
   streams.push_back(stream);
   return stream;
@@ -105,6 +105,7 @@ Napi::Function DeviceWrap::define(Napi::Env env) {
        InstanceMethod<&DeviceWrap::map_file>("mapFile"), InstanceMethod<&DeviceWrap::view>("view"),
        InstanceMethod<&DeviceWrap::release>("release"), InstanceMethod<&DeviceWrap::arena>("arena"),
        InstanceMethod<&DeviceWrap::stream>("stream"), InstanceMethod<&DeviceWrap::memory>("memory"),
+       InstanceMethod<&DeviceWrap::free_memory>("freeMemory"),
        InstanceMethod<&DeviceWrap::fail_allocation_after>("failAllocationAfter"),
        InstanceMethod<&DeviceWrap::close>("close")});
 }
@@ -164,10 +165,11 @@ Napi::Value DeviceWrap::arena(const Napi::CallbackInfo& info) {
   });
 }
 
+// stream(activation): a Stream whose activations have this dtype
 Napi::Value DeviceWrap::stream(const Napi::CallbackInfo& info) {
   return guarded(info.Env(), [&] {
     auto state = Napi::External<std::shared_ptr<DeviceState>>::New(info.Env(), &state_);
-    return Environment::of(info.Env()).stream_class.New({state});
+    return Environment::of(info.Env()).stream_class.New({state, info[0]});
   });
 }
 
@@ -185,6 +187,13 @@ Napi::Value DeviceWrap::memory(const Napi::CallbackInfo& info) {
     set("workspace", account.bytes(Purpose::kWorkspace));
     set("peak", account.peak());
     return memory;
+  });
+}
+
+// freeMemory(): bytes
+Napi::Value DeviceWrap::free_memory(const Napi::CallbackInfo& info) {
+  return guarded(info.Env(), [&] {
+    return Napi::Number::New(info.Env(), static_cast<double>(state_->open().free_memory()));
   });
 }
 

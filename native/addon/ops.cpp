@@ -72,6 +72,9 @@ class Arguments {
   StreamWrap* stream_ = nullptr;
 };
 
+void read(Arguments& a, AbsorbQueryParams& p) {
+  p.out = a.tensor(), p.q = a.tensor(), p.weight = a.tensor(), p.rope_table = a.tensor();
+}
 void read(Arguments& a, AttentionDecodeParams& p) {
   p.out = a.tensor(), p.lse = a.optional_tensor(), p.q = a.tensor(), p.cache = a.tensor();
   p.block_table = a.tensor();
@@ -86,6 +89,7 @@ void read(Arguments& a, AttentionPrefillParams& p) {
 void read(Arguments& a, CastParams& p) {
   p.out = a.tensor(), p.in = a.tensor(), p.scale = a.optional_tensor();
 }
+void read(Arguments& a, ClockParams& p) { p.out = a.tensor(); }
 void read(Arguments& a, CombineParams& p) {
   p.out = a.tensor(), p.y = a.tensor(), p.place = a.tensor(), p.weights = a.tensor();
   p.identity = a.optional_tensor();
@@ -94,6 +98,10 @@ void read(Arguments& a, ExpertPlanParams& p) {
   p.order = a.tensor(), p.place = a.tensor(), p.starts = a.tensor(), p.ids = a.tensor();
 }
 void read(Arguments& a, FillParams& p) { p.out = a.tensor(), p.value = a.number(); }
+void read(Arguments& a, FillRandomParams& p) {
+  p.out = a.tensor(), p.seed_low = a.integer(), p.seed_high = a.integer();
+  p.deviation = a.number();
+}
 void read(Arguments& a, GatherRowsParams& p) {
   p.out = a.tensor(), p.table = a.tensor(), p.ids = a.tensor();
 }
@@ -107,6 +115,8 @@ void read(Arguments& a, HeadLinearParams& p) {
 void read(Arguments& a, LatentStoreParams& p) {
   p.cache = a.tensor(), p.kv = a.tensor(), p.weight = a.tensor(), p.rope_table = a.tensor();
   p.slots = a.tensor(), p.eps = a.number(), p.scale = a.number();
+  p.query = a.optional_tensor(), p.query_weight = a.optional_tensor();
+  p.query_scale = a.number();
 }
 void read(Arguments& a, LinearParams& p) {
   p.out = a.tensor(), p.x = a.tensor(), p.weight = a.tensor(), p.scale = a.optional_tensor();
@@ -116,7 +126,9 @@ void read(Arguments& a, RmsNormParams& p) {
   p.out = a.tensor(), p.x = a.tensor(), p.weight = a.tensor();
   p.eps = a.number(), p.scale = a.number();
 }
-void read(Arguments& a, RopeParams& p) { p.x = a.tensor(), p.table = a.tensor(); }
+void read(Arguments& a, RopeParams& p) {
+  p.out = a.tensor(), p.x = a.tensor(), p.table = a.tensor();
+}
 void read(Arguments& a, RopeTableParams& p) {
   p.table = a.tensor(), p.positions = a.tensor(), p.inverse_frequencies = a.tensor();
   p.attention_scale = a.number(), p.exact_angles = a.boolean();

@@ -2,6 +2,7 @@
 
 #include "addon/environment.h"
 #include "addon/wraps.h"
+#include "core/mapped_file.h"
 
 namespace loza::addon {
 
@@ -22,7 +23,7 @@ Napi::Function StreamWrap::define(Napi::Env env) {
 StreamWrap::StreamWrap(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   guarded(info.Env(), [&] {
     state_ = *info[0].As<Napi::External<std::shared_ptr<DeviceState>>>().Data();
-    stream_ = state_->make_stream();
+    stream_ = state_->make_stream(static_cast<DType>(info[1].As<Napi::Number>().Int32Value()));
     Environment::of(info.Env()).watch(stream_);
   });
 }
@@ -42,7 +43,10 @@ void StreamWrap::write(const Napi::CallbackInfo& info) {
 void StreamWrap::upload(const Napi::CallbackInfo& info) {
   guarded(info.Env(), [&] {
     check_open();
-    stream_->upload(tensors().get(read_handle(info, 0)), tensors().get(read_handle(info, 1)));
+    const int64_t from = read_handle(info, 1);
+    const auto file = std::dynamic_pointer_cast<const MappedFile>(tensors().owner(from));
+    check(file != nullptr, "upload: the source is not a view of a mapped file");
+    stream_->upload(tensors().get(read_handle(info, 0)), tensors().get(from), file);
   });
 }
 

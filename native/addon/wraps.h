@@ -21,7 +21,7 @@ struct DeviceState {
   std::vector<std::weak_ptr<Arena>> arenas;
 
   Device& open();
-  std::shared_ptr<Stream> make_stream();
+  std::shared_ptr<Stream> make_stream(DType activation);
   std::shared_ptr<Arena> make_arena();
   // Frees memory once all work enqueued so far is done.
   void free_in_order(BufferPtr buffer);
@@ -41,6 +41,7 @@ class DeviceWrap : public Napi::ObjectWrap<DeviceWrap> {
   Napi::Value arena(const Napi::CallbackInfo& info);
   Napi::Value stream(const Napi::CallbackInfo& info);
   Napi::Value memory(const Napi::CallbackInfo& info);
+  Napi::Value free_memory(const Napi::CallbackInfo& info);
   void fail_allocation_after(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);
 

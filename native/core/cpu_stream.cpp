@@ -116,7 +116,8 @@ void CpuStream::write(const Tensor& to, const void* from, size_t bytes) {
   enqueue([target = to.data, copy] { std::memcpy(target, copy->data(), copy->size()); });
 }
 
-void CpuStream::upload(const Tensor& to, const Tensor& from) {
+void CpuStream::upload(const Tensor& to, const Tensor& from,
+                       const std::shared_ptr<const MappedFile>&) {
   check(to.contiguous() && from.contiguous() && to.bytes() == from.bytes(), "upload: ", from,
         " does not fill ", to);
   enqueue([to, from] {

@@ -27,7 +27,8 @@ class CpuStream final : public Stream {
 
   Ops& ops() override { return *ops_; }
   void write(const Tensor& to, const void* from, size_t bytes) override;
-  void upload(const Tensor& to, const Tensor& from) override;
+  void upload(const Tensor& to, const Tensor& from,
+              const std::shared_ptr<const MappedFile>& file) override;
   void read(const Tensor& from, void* to) override;
   void on_complete(Completion completion) override;
   void keep_until_here(BufferPtr buffer) override;

@@ -83,8 +83,13 @@ BufferPtr CpuDevice::allocate(size_t bytes, Purpose purpose) {
   return std::make_shared<CpuBuffer>(account_, purpose, bytes);
 }
 
-std::shared_ptr<Stream> CpuDevice::make_stream() {
+std::shared_ptr<Stream> CpuDevice::make_stream(DType activation) {
+  check(activation == DType::kF32, "activations on the CPU are f32, not ", name_of(activation));
   return std::make_shared<CpuStream>(available_cores());
+}
+
+int64_t CpuDevice::free_memory() const {
+  return int64_t{sysconf(_SC_AVPHYS_PAGES)} * sysconf(_SC_PAGE_SIZE);
 }
 
 std::vector<DeviceInfo> probe_devices() { return {probe_cpu(), probe_cuda()}; }

@@ -15,7 +15,10 @@ class Device {
   virtual ~Device() = default;
 
   virtual BufferPtr allocate(size_t bytes, Purpose purpose) = 0;
-  virtual std::shared_ptr<Stream> make_stream() = 0;
+  // Bytes that nobody on this machine uses, as far as the system tells.
+  virtual int64_t free_memory() const = 0;
+  // A stream whose activations have this type; throws where the device cannot compute in it.
+  virtual std::shared_ptr<Stream> make_stream(DType activation) = 0;
 
   MemoryAccount& account() { return *account_; }
   const std::shared_ptr<MemoryAccount>& account_ptr() const { return account_; }

@@ -17,6 +17,7 @@
 
 namespace loza {
 
+class MappedFile;
 class Ops;
 
 // Recorded work, to be replayed with one call. Tensors it names keep their addresses: what varies
@@ -38,9 +39,10 @@ class Stream {
 
   // Copies `bytes` from host memory into a contiguous tensor. The source may be reused at return.
   virtual void write(const Tensor& to, const void* from, size_t bytes) = 0;
-  // Copies bytes from a tensor in host memory, such as a mapped file, that must stay alive until this
-  // is done. How weights come onto the device.
-  virtual void upload(const Tensor& to, const Tensor& from) = 0;
+  // Copies bytes of a file, of which `from` is a view and which the caller keeps mapped until this is
+  // done. How weights come onto the device.
+  virtual void upload(const Tensor& to, const Tensor& from,
+                      const std::shared_ptr<const MappedFile>& file) = 0;
   // Copies a contiguous tensor to host memory that must stay alive until the next completion.
   virtual void read(const Tensor& from, void* to) = 0;
   virtual void on_complete(Completion completion) = 0;

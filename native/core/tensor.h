@@ -68,6 +68,14 @@ struct Tensor {
     return true;
   }
 
+  // Of the last dimension, from `begin` to before `end`.
+  Tensor columns(int64_t begin, int64_t end) const {
+    Tensor part = *this;
+    part.data = static_cast<char*>(data) + begin * stride(-1) * size_of(dtype);
+    part.shape[rank - 1] = end - begin;
+    return part;
+  }
+
   template <class T>
   T* as() const {
     return static_cast<T*>(data);

@@ -98,7 +98,19 @@ void CudaDevice::out_of_memory(size_t bytes) const {
        total, " bytes are free)");
 }
 
-std::shared_ptr<Stream> CudaDevice::make_stream() { return std::make_shared<CudaStream>(*this); }
+int64_t CudaDevice::free_memory() const {
+  cuda::make_current();
+  size_t free = 0;
+  size_t total = 0;
+  cuda::check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return static_cast<int64_t>(free);
+}
+
+std::shared_ptr<Stream> CudaDevice::make_stream(DType activation) {
+  loza::check(activation == DType::kBF16 || activation == DType::kF32,
+              "activations on CUDA are bf16 or f32, not ", name_of(activation));
+  return std::make_shared<CudaStream>(*this, activation);
+}
 
 namespace {
 

@@ -12,7 +12,8 @@ class CudaDevice final : public Device {
   ~CudaDevice() override;
 
   BufferPtr allocate(size_t bytes, Purpose purpose) override;
-  std::shared_ptr<Stream> make_stream() override;
+  std::shared_ptr<Stream> make_stream(DType activation) override;
+  int64_t free_memory() const override;
 
  private:
   class Block;

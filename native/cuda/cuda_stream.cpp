@@ -19,7 +19,8 @@ namespace loza {
 
 // Belongs to the thread that enqueues; only the waiter, the pool and what they share are for two.
 struct CudaStream::State {
-  State(CudaStream& stream, CudaDevice& device) : device(device), ops(stream) {
+  State(CudaStream& stream, CudaDevice& device, DType activation)
+      : device(device), ops(stream, activation) {
     cuda::check(
         cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, cuda::kDevice),
         "cudaDeviceGetAttribute");
@@ -28,7 +29,11 @@ struct CudaStream::State {
   }
 
   // At every call that enqueues: refuses once the stream is closed or CUDA is lost.
-  void enter() const {
+  void enter() {
+    enter_beside_uploads();
+    if (uploader != nullptr) uploader->flush();
+  }
+  void enter_beside_uploads() const {
     if (closed) fail(code::kClosed, "the stream is closed");
     cuda::make_current();
   }
@@ -67,6 +72,7 @@ struct CudaStream::State {
 void CudaStream::State::close() noexcept {
   if (std::exchange(closed, true)) return;
   cuda::make_current_quietly();
+  if (uploader != nullptr) uploader->stop();
   if (std::exchange(recording, false)) {
     cudaGraph_t graph = nullptr;
     if (cudaStreamEndCapture(handle, &graph) == cudaSuccess && graph != nullptr)
@@ -88,9 +94,9 @@ void CudaStream::State::close() noexcept {
   cudaGetLastError();  // errors of a lost context: nobody is left to tell
 }
 
-CudaStream::CudaStream(CudaDevice& device) {
+CudaStream::CudaStream(CudaDevice& device, DType activation) {
   cuda::make_current();
-  state_ = std::make_unique<State>(*this, device);
+  state_ = std::make_unique<State>(*this, device, activation);
 }
 
 CudaStream::~CudaStream() { close(); }
@@ -144,21 +150,18 @@ void CudaStream::write(const Tensor& to, const void* from, size_t bytes) {
   s.waiter->after(s.handle, {.arrivals = {}, .keep = {std::move(staged)}, .completion = nullptr});
 }
 
-void CudaStream::upload(const Tensor& to, const Tensor& from) {
+void CudaStream::upload(const Tensor& to, const Tensor& from,
+                        const std::shared_ptr<const MappedFile>& file) {
   State& s = *state_;
-  s.enter();
+  s.enter_beside_uploads();
   check(to.contiguous() && from.contiguous() && to.bytes() == from.bytes(), "upload: ", from,
         " does not fill ", to);
   check(!s.recording, "upload: not while a graph is recorded");
   const auto bytes = static_cast<size_t>(to.bytes());
   if (bytes == 0) return;
-  if (bytes <= cuda::WriteRing::kMaxBytes) {
-    if (s.ring == nullptr) s.ring = std::make_unique<cuda::WriteRing>();
-    s.ring->copy(to.data, from.data, bytes, s.handle);
-    return;
-  }
-  if (s.uploader == nullptr) s.uploader = std::make_unique<cuda::Uploader>();
-  s.uploader->copy(to.data, from.data, bytes, s.handle);
+  if (s.uploader == nullptr) s.uploader = std::make_unique<cuda::Uploader>(s.handle);
+  const auto offset = static_cast<size_t>(from.as<std::byte>() - file->data());
+  s.uploader->copy(to.as<std::byte>(), file, offset, bytes);
 }
 
 void CudaStream::read(const Tensor& from, void* to) {
@@ -179,6 +182,7 @@ void CudaStream::on_complete(Completion completion) {
   if (s.closed) fail(code::kClosed, "the stream is closed");
   check(!s.recording, "on_complete: not while a graph is recorded");
   cuda::make_current_quietly();
+  if (s.uploader != nullptr) s.uploader->flush();
   s.after(std::move(completion));
 }
 
@@ -191,6 +195,7 @@ void CudaStream::keep_until_here(BufferPtr buffer) {
     return;
   }
   cuda::make_current_quietly();
+  if (s.uploader != nullptr) s.uploader->wait();
   s.waiter->after(s.handle, {.arrivals = {}, .keep = {std::move(buffer)}, .completion = nullptr});
 }
 

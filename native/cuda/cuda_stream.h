@@ -14,7 +14,7 @@ class CudaDevice;
 
 class CudaStream final : public Stream {
  public:
-  explicit CudaStream(CudaDevice& device);
+  CudaStream(CudaDevice& device, DType activation);
   ~CudaStream() override;
 
   // What an operation's launcher may use.
@@ -28,7 +28,8 @@ class CudaStream final : public Stream {
 
   Ops& ops() override;
   void write(const Tensor& to, const void* from, size_t bytes) override;
-  void upload(const Tensor& to, const Tensor& from) override;
+  void upload(const Tensor& to, const Tensor& from,
+              const std::shared_ptr<const MappedFile>& file) override;
   void read(const Tensor& from, void* to) override;
   void on_complete(Completion completion) override;
   void keep_until_here(BufferPtr buffer) override;

@@ -19,7 +19,9 @@
 
 #include <type_traits>
 
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
+#include "cuda/launch.h"
 #include "cuda/mma.cuh"
 #include "ops/linear/linear.h"
 
@@ -403,6 +405,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kCtas)
     dense_kernel(const __grid_constant__ DenseParams params) {
   constexpr int kGroup = 8;
   extern __shared__ __align__(16) unsigned char memory[];
+  launch_dependents();
+  wait_for_prerequisites();
   const int column_tiles = (params.n + T::kColumns - 1) / T::kColumns;
   const int row_tiles = static_cast<int>((params.rows + T::kRows - 1) / T::kRows);
   const int tile = static_cast<int>(blockIdx.x);
@@ -466,8 +470,7 @@ void launch_dense(const DenseParams& params, cudaStream_t stream, const char* op
       (params.rows + T::kRows - 1) / T::kRows * ((params.n + T::kColumns - 1) / T::kColumns);
   allow_shared(dense_kernel<T>, kShared, operation);
   const dim3 grid(static_cast<unsigned>(tiles), 1, static_cast<unsigned>(params.heads));
-  dense_kernel<T><<<grid, T::kThreads, kShared, stream>>>(params);
-  check_launch(operation);
+  launch_kernel(operation, dense_kernel<T>, {grid, T::kThreads, kShared}, stream, params);
 }
 
 // The tile that wastes the fewest rows, and the large one only where there is enough to do.

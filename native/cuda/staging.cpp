@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
+#include "core/parallel.h"
 #include "cuda/check.h"
 #include "cuda/context.h"
 
@@ -100,25 +102,138 @@ std::byte* WriteRing::reserve(size_t bytes, cudaStream_t stream) {
   return place;
 }
 
-Uploader::Uploader() : readers_(std::min(available_cores(), 8)) {}
-
-void Uploader::copy(void* to, const void* from, size_t bytes, cudaStream_t stream) {
-  auto* target = static_cast<std::byte*>(to);
-  const auto* source = static_cast<const std::byte*>(from);
+void Uploader::copy(std::byte* to, const std::shared_ptr<const MappedFile>& file, size_t from,
+                    size_t bytes) {
   for (size_t done = 0; done < bytes;) {
-    const size_t piece = std::min(kHalfBytes, bytes - done);
-    Half& half = halves_[next_];
-    next_ = 1 - next_;
-    check(half.sent.wait(), "upload");
-    readers_.run(static_cast<int64_t>(piece), int64_t{1} << 20, [&](int64_t begin, int64_t end) {
-      std::memcpy(half.memory.data() + begin, source + done + begin,
-                  static_cast<size_t>(end - begin));
-    });
-    check(cudaMemcpyAsync(target + done, half.memory.data(), piece, cudaMemcpyHostToDevice, stream),
-          "upload");
-    half.sent.record(stream);
-    done += piece;
+    const size_t part = std::min(kMaxSlotBytes, bytes - done);
+    auto transfer = std::make_shared<Transfer>(Transfer{.to = to + done,
+                                                        .file = file,
+                                                        .from = from + done,
+                                                        .bytes = part,
+                                                        .slot = take_slot(part),
+                                                        .unread = part});
+    enqueue(std::move(transfer));
+    done += part;
   }
+}
+
+// A slot that was sent, or else a new one, or else the one that will be sent first.
+std::unique_ptr<Uploader::Slot> Uploader::take_slot(size_t bytes) {
+  std::unique_ptr<Slot> slot;
+  {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const bool sent = !slots_.empty() && slots_.front()->sent.passed();
+    if (sent || made_ == kMaxSlots) {
+      idle_.wait(lock, [this] { return !slots_.empty(); });
+      slot = std::move(slots_.front());
+      slots_.pop_front();
+    } else {
+      made_++;
+    }
+  }
+  try {
+    if (slot != nullptr) check(slot->sent.wait(), "upload");
+    if (slot == nullptr || slot->bytes < bytes) {
+      slot.reset();
+      slot = std::make_unique<Slot>(std::max(std::bit_ceil(bytes), kMinSlotBytes));
+    }
+  } catch (...) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    made_--;
+    throw;
+  }
+  return slot;
+}
+
+void Uploader::enqueue(std::shared_ptr<Transfer> transfer) {
+  const size_t bytes = transfer->bytes;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  unsent_++;
+  for (size_t offset = 0; offset < bytes; offset += kPieceBytes)
+    pieces_.push_back({transfer, offset, std::min(kPieceBytes, bytes - offset)});
+  const auto most = static_cast<size_t>(std::min(available_cores(), kMaxReaders));
+  while (readers_.size() < std::min(pieces_.size(), most))
+    readers_.emplace_back([this] { read_pieces(); });
+  wake_.notify_all();
+}
+
+// The thread that reads a transfer's last piece sends it.
+void Uploader::read_pieces() {
+  make_current_quietly();
+  std::unique_lock<std::mutex> lock(mutex_);
+  while (true) {
+    wake_.wait(lock, [this] { return stopping_ || !pieces_.empty(); });
+    if (stopping_) return;
+    const Piece piece = std::move(pieces_.front());
+    pieces_.pop_front();
+    lock.unlock();
+    std::optional<Error> error = read(piece);
+    lock.lock();
+    Transfer& transfer = *piece.transfer;
+    transfer.failed |= error.has_value();
+    if (!error_) error_ = std::move(error);
+    transfer.unread -= piece.bytes;
+    if (transfer.unread > 0) continue;
+    lock.unlock();
+    send(transfer);
+    lock.lock();
+  }
+}
+
+std::optional<Error> Uploader::read(const Piece& piece) {
+  const Transfer& transfer = *piece.transfer;
+  try {
+    transfer.file->read(transfer.from + piece.offset, transfer.slot->memory.data() + piece.offset,
+                        piece.bytes);
+    return std::nullopt;
+  } catch (const Error& error) {
+    return error;
+  } catch (const std::exception& error) {
+    return Error(code::kInternal, error.what());
+  }
+}
+
+void Uploader::send(Transfer& transfer) {
+  std::optional<Error> error;
+  try {
+    if (!transfer.failed) {
+      check(cudaMemcpyAsync(transfer.to, transfer.slot->memory.data(), transfer.bytes,
+                            cudaMemcpyHostToDevice, stream_),
+            "upload");
+      transfer.slot->sent.record(stream_);
+    }
+  } catch (const Error& thrown) {
+    error = thrown;
+  }
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!error_) error_ = std::move(error);
+    transfer.file.reset();
+    slots_.push_back(std::move(transfer.slot));
+    unsent_--;
+  }
+  idle_.notify_all();
+}
+
+void Uploader::wait() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  idle_.wait(lock, [this] { return unsent_ == 0; });
+}
+
+void Uploader::flush() {
+  wait();
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (const auto error = std::exchange(error_, std::nullopt)) throw *error;
+}
+
+void Uploader::stop() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+    pieces_.clear();
+  }
+  wake_.notify_all();
+  for (std::thread& reader : std::exchange(readers_, {})) reader.join();
 }
 
 }  // namespace loza::cuda

@@ -5,13 +5,18 @@
 #include <cuda_runtime.h>
 
 #include <array>
+#include <condition_variable>
 #include <cstddef>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <thread>
 #include <vector>
 
-#include "core/parallel.h"
+#include "core/error.h"
+#include "core/mapped_file.h"
 
 namespace loza::cuda {
 
@@ -40,6 +45,7 @@ class Event {
   void record(cudaStream_t stream);
   // Returns at once when nothing was recorded.
   cudaError_t wait() const { return cudaEventSynchronize(event_); }
+  bool passed() const { return cudaEventQuery(event_) == cudaSuccess; }
 
  private:
   cudaEvent_t event_ = nullptr;
@@ -89,23 +95,74 @@ class WriteRing {
   size_t used_ = 0;
 };
 
-// Where weights leave from: one half is filled from the file while the other is on its way. Waits
-// for the half that it fills, no longer.
+// Where weights leave from. Threads fill a slot together from the file while others are on their way.
+// Reading beats copying from the mapping: no page faults, and no pages that stay mapped in. Slots are
+// large, because each transfer costs some 80 us of driver calls, but made as they are needed: a small
+// model pins little. One thread calls.
 class Uploader {
  public:
-  Uploader();
-  void copy(void* to, const void* from, size_t bytes, cudaStream_t stream);
+  explicit Uploader(cudaStream_t stream) : stream_(stream) {}
+  ~Uploader() { stop(); }
+  Uploader(const Uploader&) = delete;
+  Uploader& operator=(const Uploader&) = delete;
+
+  // Bytes of the file from an offset on. What comes behind them on the stream calls `flush` first.
+  // Waits for a slot, no longer.
+  void copy(std::byte* to, const std::shared_ptr<const MappedFile>& file, size_t from,
+            size_t bytes);
+  // Returns when every copy was enqueued, and throws if one could not be.
+  void flush();
+  // The same without the error, which the next flush throws.
+  void wait();
+  // Drops what was not read yet.
+  void stop();
 
  private:
-  static constexpr size_t kHalfBytes = size_t{32} << 20;
+  static constexpr size_t kMinSlotBytes = size_t{2} << 20;
+  static constexpr size_t kMaxSlotBytes = size_t{16} << 20;
+  static constexpr size_t kPieceBytes = size_t{1} << 20;
+  static constexpr size_t kMaxSlots = 4;
+  static constexpr int kMaxReaders = 16;
 
-  struct Half {
-    Pinned memory{kHalfBytes};
+  struct Slot {
+    explicit Slot(size_t bytes) : memory(bytes), bytes(bytes) {}
+    Pinned memory;
+    size_t bytes;
     Event sent;
   };
-  std::array<Half, 2> halves_;
-  size_t next_ = 0;
-  ThreadPool readers_;  // page faults of a mapped file keep one core from filling the bus
+  // What one slot takes.
+  struct Transfer {
+    std::byte* to;
+    std::shared_ptr<const MappedFile> file;
+    size_t from;
+    size_t bytes;
+    std::unique_ptr<Slot> slot;
+    size_t unread = 0;    // bytes
+    bool failed = false;  // some could not be read
+  };
+  struct Piece {
+    std::shared_ptr<Transfer> transfer;
+    size_t offset;
+    size_t bytes;
+  };
+
+  std::unique_ptr<Slot> take_slot(size_t bytes);
+  void enqueue(std::shared_ptr<Transfer> transfer);
+  void read_pieces();
+  std::optional<Error> read(const Piece& piece);
+  void send(Transfer& transfer);
+
+  cudaStream_t stream_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::condition_variable idle_;
+  std::deque<std::unique_ptr<Slot>> slots_;  // not being filled; the longest on its way first
+  size_t made_ = 0;
+  std::deque<Piece> pieces_;
+  size_t unsent_ = 0;  // transfers
+  std::optional<Error> error_;
+  bool stopping_ = false;
+  std::vector<std::thread> readers_;
 };
 
 }  // namespace loza::cuda

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "core/tensor.h"
+#include "cuda/launch.h"
 
 namespace loza::cuda {
 
@@ -91,6 +92,33 @@ __device__ __forceinline__ void store(T* to, const float (&values)[kCount]) {
   }
 }
 
+// kCount values as they lie in memory: half the registers of what they widen to, where they are bf16.
+template <int kCount, class T>
+struct Held {
+  static constexpr bool kVectors = kCount == kVector;
+  std::conditional_t<kVectors, Pack<T>, T> bits;
+
+  __device__ Held() {}
+  __device__ __forceinline__ void load(const T* from) {
+    if constexpr (kVectors) {
+#pragma unroll
+      for (int i = 0; i < Pack<T>::kAccesses; i++)
+        bits.accesses[i] = reinterpret_cast<const typename Pack<T>::Access*>(from)[i];
+    } else {
+      static_assert(kCount == 1);
+      bits = *from;
+    }
+  }
+  __device__ __forceinline__ void widen_to(float (&values)[kCount]) const {
+    if constexpr (kVectors) {
+#pragma unroll
+      for (int i = 0; i < kCount; i++) values[i] = widen(bits.values[i]);
+    } else {
+      values[0] = widen(bits);
+    }
+  }
+};
+
 // A tensor of rank 2 or 1 inside a kernel: row i starts at data + i * stride.
 template <class T>
 struct Rows {
@@ -142,11 +170,9 @@ __host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a
 
 // The grid of an operation on rows x items: threads.x and blocks.y run along a row, threads.y and
 // blocks.x over rows. A thread has one row, and loops over its items only where a row is absurd.
-struct RowGrid {
+struct RowGrid : Grid {
   static constexpr int64_t kThreads = 256;
   static constexpr int64_t kMaxBlocksY = 65535;
-
-  dim3 blocks, threads;
 
   RowGrid(int64_t rows, int64_t items) {
     const int64_t x = std::min(kThreads, ceil_div(items, 32) * 32);
@@ -166,11 +192,6 @@ __device__ __forceinline__ int64_t grid_item() {
 }
 __device__ __forceinline__ int64_t grid_item_step() {
   return static_cast<int64_t>(gridDim.y) * blockDim.x;
-}
-
-// Threads of a block that works on one row of `items`: whole warps, enough for small rows only.
-inline unsigned row_threads(int64_t items) {
-  return static_cast<unsigned>(std::clamp<int64_t>(ceil_div(items, 32) * 32, 32, 256));
 }
 
 }  // namespace loza::cuda

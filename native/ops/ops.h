@@ -1,14 +1,17 @@
 // Ops: every operation, as one interface that each backend implements. An operation call checks its
 // shapes and enqueues work on the stream it belongs to; it never waits.
-// "act" in the contracts is the backend's type of activations: f32 on the CPU, bf16 on CUDA. The
-// residual stream is f32 on every backend: it sums up all layers.
+// "act" in the contracts is the stream's type of activations: f32 on the CPU, bf16 or f32 on CUDA.
+// The residual stream is f32 everywhere: it sums up all layers.
 #pragma once
 
+#include "ops/absorb_query/absorb_query.h"
 #include "ops/attention/attention.h"
 #include "ops/cast/cast.h"
+#include "ops/clock/clock.h"
 #include "ops/combine/combine.h"
 #include "ops/expert_plan/expert_plan.h"
 #include "ops/fill/fill.h"
+#include "ops/fill_random/fill_random.h"
 #include "ops/gather_rows/gather_rows.h"
 #include "ops/grouped_linear/grouped_linear.h"
 #include "ops/head_linear/head_linear.h"
@@ -22,12 +25,15 @@
 
 // The list of operations, one line each; a backend that lacks one does not link.
 #define LOZA_FOR_EACH_OP(X) \
+  X(AbsorbQuery)            \
   X(AttentionDecode)        \
   X(AttentionPrefill)       \
   X(Cast)                   \
+  X(Clock)                  \
   X(Combine)                \
   X(ExpertPlan)             \
   X(Fill)                   \
+  X(FillRandom)             \
   X(GatherRows)             \
   X(GroupedLinear)          \
   X(HeadLinear)             \

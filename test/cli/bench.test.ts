@@ -46,4 +46,64 @@ describeCli('loza bench', () => {
     await expectFailure(['bench', tiny, '-p', '8190', '-n', '4'], /8,193 positions.*8,192/);
     await expectFailure(['bench', tiny, '-p', '16,x'], /whole number/);
   });
+
+  test('a preset with dummy weights', async () => {
+    const sizes = ['--layers', '2', '--experts', '4', '--zero-experts', '2'];
+    const dummy = ['bench', tiny, '--load-format', 'dummy', ...sizes];
+    const { rows } = await lozaJson<{ rows: Record<string, unknown>[] }>([
+      ...dummy,
+      ...['-p', '16', '-n', '4', '-r', '1', '--attention', 'full'],
+    ]);
+    expect(rows).toEqual([expect.objectContaining({ layerType: '0000' })]);
+    await expectFailure(['bench', tiny, '--layers', '2'], /loadFormat: "dummy"/);
+  });
+});
+
+describeCli('loza bench kernels', () => {
+  const small = ['bench', 'kernels', '--small', '--device', 'cpu'];
+
+  test('chosen cases, as Markdown and as JSON', async () => {
+    const markdown = await loza([...small, '--case', '^decode: streaming']);
+    expect(markdown.code).toBe(0);
+    expect(markdown.stdout).toMatch(/^Measured limits: copy .* TB\/s/m);
+    expect(markdown.stdout.match(/^\| streaming, /gm)).toHaveLength(4);
+    const object = await lozaJson<Record<string, unknown>>([...small, '--case', 'rms_norm']);
+    expect(object).toMatchObject({
+      date: expect.stringMatching(/^\d{4}-\d\d-\d\d$/),
+      device: { kind: 'cpu' },
+      driver: null,
+      small: true,
+      rows: [{ table: 'everything else' }, {}],
+    });
+    expect(object).toHaveProperty('commit');
+  });
+
+  test('predictions need no addon', async () => {
+    const env = { LOZA_ADDON_PATH: '/nowhere/loza.node' };
+    const { code, stdout } = await loza(['bench', 'kernels', '--gpu', 'h20'], { env });
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^Predictions for an H20/);
+  });
+
+  test('errors', async () => {
+    await expectFailure([...small, '--case', 'nothing like it'], /no case matches/);
+    await expectFailure(['bench', 'kernels', '--gpu', 'h800'], /h20/);
+  });
+});
+
+describeCli('loza bench stack', () => {
+  test('steps and a table of operations each', async () => {
+    const sizes = ['--prompt', '64', '--context', '200', '--batch', '1,2', '--runs', '2'];
+    const args = ['bench', 'stack', tiny, '--small', '--device', 'cpu', ...sizes];
+    const { stdout, code } = await loza(args);
+    expect(code).toBe(0);
+    for (const name of ['prefill, 64 tokens', 'decode, batch 2, context 200']) {
+      expect(stdout).toContain(`| ${name} `);
+      expect(stdout).toContain(`### ${name}\n`);
+    }
+    const { rows, device } = await lozaJson<{ rows: object[]; device: object }>(args);
+    expect(rows).toHaveLength(3);
+    expect(rows[1]).toMatchObject({ name: 'decode, batch 1, context 200', batch: 1 });
+    expect(device).toMatchObject({ kind: 'cpu' });
+  });
 });

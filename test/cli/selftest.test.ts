@@ -7,7 +7,7 @@ import { describeCli, expectFailure, loza, lozaJson } from './cli';
 
 interface SelftestObject {
   device: string;
-  activation: string;
+  activations: string[];
   operations: OperationReport[];
   passed: boolean;
 }
@@ -17,7 +17,7 @@ describeCli('loza selftest', () => {
 
   test('reports the operations that match', async () => {
     const report = await lozaJson<SelftestObject>(flags);
-    expect(report).toMatchObject({ device: 'cpu', activation: 'f32', passed: true });
+    expect(report).toMatchObject({ device: 'cpu', activations: ['f32'], passed: true });
     expect(report.operations.map(({ operation }) => operation)).toEqual(['rms_norm', 'swiglu']);
     for (const { cases, relativeError, failures, passed } of report.operations) {
       expect(cases).toBeGreaterThan(3);
@@ -30,13 +30,14 @@ describeCli('loza selftest', () => {
   test('prints a table', async () => {
     const { code, stdout, stderr } = await loza(flags);
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
-    expect(stdout).toMatch(/^rms_norm +\d+ .* PASS$/m);
+    expect(stdout).toMatch(/^rms_norm +f32 +\d+ .* PASS$/m);
     expect(stdout).toMatch(/^PASS {2}\d+ cases on .*\(cpu\), activations in f32/m);
   });
 
   test('operations that do not exist, and what is no expression, are errors', async () => {
     await expectFailure(['selftest', '--ops', 'nothing'], /no operation matches.*There are cast,/);
     await expectFailure(['selftest', '--ops', '('], /must be a regular expression/);
+    await expectFailure([...flags, '--dtype', 'bfloat16'], /activations on cpu are not bfloat16/);
   });
 });
 
@@ -48,14 +49,14 @@ describe('a failing case', () => {
     ...swiglu,
     cases: swiglu.cases.slice(0, 3),
     reference: (c: (typeof swiglu.cases)[number], host: ReturnType<typeof swiglu.inputs>) => {
-      const { fused } = swiglu.reference(c, host);
-      return { fused: fused!.map((value, i) => (i === 1 && c.rows === 5 ? value + 0.5 : value)) };
+      const { out } = swiglu.reference(c, host);
+      return { out: out!.map((value, i) => (i === 1 && c.rows === 5 ? value + 0.5 : value)) };
     },
   };
 
   test('is reported with its first bad value', async () => {
     const { failures, relativeError } = await runCase(lab, wrong, wrong.cases[1]!);
-    expect(failures).toEqual([expect.stringMatching(/^fused: first bad value at \[0, 1\]: /)]);
+    expect(failures).toEqual([expect.stringMatching(/^out: first bad value at \[0, 1\]: /)]);
     expect(relativeError).toBeGreaterThan(1e-3);
   });
 
@@ -70,12 +71,15 @@ describe('a failing case', () => {
       ...(swiglu as AnyOperation),
       cases: swiglu.cases.slice(0, 2),
       skip: ({ name }) => (name === 'one value' ? 'too small' : undefined),
-      run: (ops) => ({ out: ops.swiglu(ops.activation(2, 8), ops.activation(2, 7)) }),
+      run: (ops) => ({ out: ops.rmsNorm(ops.activation(2, 8), ops.float(7), 1e-5) }),
     };
     const { skipped, failures } = await runOperation(lab, throwing);
     expect(skipped).toEqual([{ case: 'one value', reason: 'too small' }]);
     expect(failures).toEqual([
-      { case: 'an odd width', message: expect.stringMatching(/^ERR_LOZA_INTERNAL: swiglu up/) },
+      {
+        case: 'an odd width',
+        message: expect.stringMatching(/^ERR_LOZA_INTERNAL: rms_norm weight/),
+      },
     ]);
   });
 });

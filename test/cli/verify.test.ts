@@ -7,6 +7,7 @@ import { describeCli, expectFailure, golden, loza, lozaJson, readFiles } from '.
 interface VerifyObject {
   metric: string;
   prompts: { name: string; maxError: number; cosine: number; passed: boolean }[];
+  batches: { batch: number; greedy: { equal: number }; sameBits: boolean; passed: boolean }[];
   passed: boolean;
 }
 
@@ -33,7 +34,8 @@ describeCli('loza verify', () => {
 
   test('a cache in bfloat16 is measured by the cosine', async () => {
     const object = await lozaJson<VerifyObject>([
-      ...['verify', golden('glm4-moe-lite'), '--dtype', 'bfloat16', '--margin', '0.1'],
+      ...['verify', golden('glm4-moe-lite'), '--device', 'cpu'],
+      ...['--dtype', 'bfloat16', '--margin', '0.1'],
     ]);
     expect(object.metric).toBe('cosine');
     expect(object.passed).toBe(true);
@@ -50,6 +52,20 @@ describeCli('loza verify', () => {
     expect(json.code).toBe(1);
     expect(JSON.parse(json.stdout)).toMatchObject({ passed: false });
     expect((await loza(['verify', dir, '--tolerance', '1000'])).code).toBe(0);
+  });
+
+  test('--batch generates among random prompts, recorded and eager', async () => {
+    const flags = ['verify', source, '--device', 'cpu', '--batch', '1,20'];
+    const { batches, passed } = await lozaJson<VerifyObject>(flags);
+    const greedy = { equal: 24, expected: 24, passed: true };
+    expect(batches).toEqual(
+      [1, 20].map((batch) => ({ batch, greedy, sameBits: true, passed: true })),
+    );
+    expect(passed).toBe(true);
+    const { code, stdout } = await loza(flags);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^ +20 +24 of 24 +same bits +PASS$/m);
+    await expectFailure([...flags.slice(0, -1), '0'], /whole number/);
   });
 
   test('another attention than the one that was expected is a mismatch', async () => {

@@ -1,4 +1,6 @@
 import { LanguageModel } from '../../lib';
+import type { DeviceKind } from '../../lib/native/binding';
+import { forEachDeviceKind } from '../support/devices';
 import { goldenCheckpoints, readExpected, standardDeviation } from '../support/goldens';
 
 /** Largest error of a logit, as a fraction of the logits' standard deviation. */
@@ -7,13 +9,14 @@ const tolerance = 1e-3;
 const margin = 0.01;
 
 for (const { name, dir, missing } of goldenCheckpoints()) {
-  const suite = missing ? describe.skip : describe;
-  const reason = missing ? ' (skipped: not in this checkout)' : '';
-  suite(`${name} gives what Hugging Face transformers gives${reason}`, () => {
-    const prompts = missing ? [] : readExpected(dir);
+  if (missing) test.skip(`${name} skipped: not in this checkout`, () => {});
+  else forEachDeviceKind(`${name} gives what Hugging Face transformers gives`, compare);
+
+  function compare(kind: DeviceKind): void {
+    const prompts = readExpected(dir);
     let model: LanguageModel;
     beforeAll(async () => {
-      model = await LanguageModel.load(dir, { device: 'cpu' });
+      model = await LanguageModel.load(dir, { device: kind, dtype: 'float32' });
     });
     afterAll(() => model.close());
 
@@ -36,5 +39,5 @@ for (const { name, dir, missing } of goldenCheckpoints()) {
       expect(compared).toBeGreaterThan(0);
       expect(tokens.slice(0, compared)).toEqual(prompt.greedy.slice(0, compared));
     });
-  });
+  }
 }

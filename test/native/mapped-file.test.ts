@@ -1,21 +1,25 @@
-import { rmSync, statSync, writeFileSync } from 'node:fs';
+import { rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { Device, type Stream } from '../../lib/native/device';
 import type { Tensor } from '../../lib/native/tensor';
-import { forEachDevice } from '../support/devices';
+import { forEachDeviceKind } from '../support/devices';
 import { expectLozaError } from '../support/errors';
 import { tempFolder } from '../support/temp-folder';
 
-forEachDevice('mapped file', ({ kind }) => {
+forEachDeviceKind('mapped file', (kind) => {
   let device: Device;
   let stream: Stream;
   beforeEach(() => {
-    device = new Device(kind);
+    device = new Device(kind, 'f32');
     stream = device.makeStream();
   });
   afterEach(() => device.close());
   const mappedBytes = () => device.memory().mappedWeights;
-  const numbers = async (tensor: Tensor) => Array.from(await stream.readFloats(tensor));
+  const numbers = async (tensor: Tensor) => {
+    const copy = device.allocate('f32', tensor.shape, 'workspace'); // a GPU cannot read the file
+    stream.upload(copy, tensor);
+    return Array.from(await stream.readFloats(copy));
+  };
 
   const dir = tempFolder({
     'data.bin': new Uint8Array(Float32Array.of(1, 2, 3, 4).buffer),
@@ -66,6 +70,39 @@ forEachDevice('mapped file', ({ kind }) => {
   ] as const)('%j as %i bytes: %s', async (name, bytes, code, message) => {
     await expectLozaError(() => device.mapFile(file(name), bytes), code, message);
     expect(mappedBytes()).toBe(0);
+  });
+
+  test('uploads copy any part of a file, large or small, in order', async () => {
+    const values = Float32Array.from({ length: 3 * 2 ** 20 }, (_, i) => i % 8191);
+    writeFileSync(file('large.bin'), new Uint8Array(values.buffer));
+    const mapped = device.mapFile(file('large.bin'), values.byteLength);
+    const bytes = (start: number, end: number) => mapped.slice(0, 4 * start, 4 * end);
+    const target = device.allocate('f32', [values.length], 'weights');
+    const part = (start: number, end: number) =>
+      target.view('f8e4m3', [4 * (end - start)], [1], 4 * start);
+    stream.upload(part(0, values.length), bytes(0, values.length));
+    stream.upload(part(5, 8), bytes(7, 10));
+    const result = await stream.readFloats(target);
+    values.copyWithin(5, 7, 10);
+    expect(Buffer.from(result.buffer).equals(Buffer.from(values.buffer))).toBe(true);
+  });
+
+  test('an upload from elsewhere is refused', async () => {
+    const tensor = device.allocate('f8e4m3', [4], 'weights');
+    await expectLozaError(() => stream.upload(tensor, tensor), 'ERR_LOZA_INTERNAL', 'mapped file');
+  });
+
+  // A CPU reads where the file is mapped: there the system would end the process.
+  (kind === 'cpu' ? test.skip : test)('a file shortened before an upload: an error', async () => {
+    const size = 8 * 2 ** 20;
+    writeFileSync(file('short.bin'), new Uint8Array(size));
+    const mapped = device.mapFile(file('short.bin'), size);
+    const tensor = device.allocate('f8e4m3', [size], 'weights');
+    truncateSync(file('short.bin'), size / 2);
+    stream.upload(tensor, mapped);
+    await expectLozaError(() => stream.synchronize(), 'ERR_LOZA_IO', 'was shortened');
+    stream.upload(tensor.slice(0, 0, size / 2), mapped.slice(0, 0, size / 2));
+    await stream.synchronize();
   });
 
   test('a folder is no file, whatever size it reports', async () => {

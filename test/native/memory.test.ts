@@ -8,7 +8,7 @@ import {
 import { Ops } from '../../lib/native/ops';
 import type { DType, Tensor } from '../../lib/native/tensor';
 import { probeDevices } from '../../lib/probe-devices';
-import { forEachDevice } from '../support/devices';
+import { forEachDeviceKind } from '../support/devices';
 import { expectLozaError, lozaErrorOf } from '../support/errors';
 
 test('probeDevices describes every device, and says why one is not usable', async () => {
@@ -32,13 +32,13 @@ test('an unusable or unknown device cannot be opened', async () => {
   await expectLozaError(unknown, 'ERR_LOZA_DEVICE_UNAVAILABLE', 'no device is called tpu');
 });
 
-forEachDevice('memory', ({ kind }) => {
+forEachDeviceKind('memory', (kind) => {
   let device: Device;
   let arena: Arena;
   let stream: Stream;
   let ops: Ops;
   beforeEach(() => {
-    device = new Device(kind);
+    device = new Device(kind, 'f32');
     [arena, stream] = [device.makeArena(), device.makeStream()];
     ops = new Ops(stream, arena);
   });

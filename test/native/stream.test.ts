@@ -2,7 +2,7 @@ import { Device, type Arena, type Stream } from '../../lib/native/device';
 import { Ops } from '../../lib/native/ops';
 import type { Tensor } from '../../lib/native/tensor';
 import { compareBits } from '../../lib/selftest/compare';
-import { forEachDevice } from '../support/devices';
+import { forEachDeviceKind, testDataChecks } from '../support/devices';
 import { expectLozaError } from '../support/errors';
 import { Random } from '../../lib/selftest/random';
 
@@ -14,10 +14,10 @@ interface Bench {
 }
 
 /** What every backend's stream promises: native/core/stream.h. */
-forEachDevice('stream', ({ kind }) => {
+forEachDeviceKind('stream', (kind) => {
   let bench: Bench;
   beforeEach(() => {
-    const device = new Device(kind);
+    const device = new Device(kind, 'f32');
     const [stream, arena] = [device.makeStream(), device.makeArena()];
     bench = { device, stream, arena, ops: new Ops(stream, arena) };
   });
@@ -180,7 +180,7 @@ forEachDevice('stream', ({ kind }) => {
   });
 
   describe('failure', () => {
-    test.each(['synchronize', 'read'] as const)(
+    testDataChecks(kind).each(['synchronize', 'read'] as const)(
       'the next %s tells; what was behind is skipped',
       async (report) => {
         const [kept, source] = [floats(Float32Array.of(1, 2)), floats(Float32Array.of(7, 7))];
@@ -195,7 +195,7 @@ forEachDevice('stream', ({ kind }) => {
       },
     );
 
-    test('each failure is reported once, the first of several', async () => {
+    testDataChecks(kind)('each failure is reported once, the first of several', async () => {
       const value = floats(Float32Array.of(1));
       failing(50);
       failing(60);
@@ -218,28 +218,32 @@ forEachDevice('stream', ({ kind }) => {
       await bench.stream.synchronize();
     });
 
-    test('inside a graph, it fails the launch and skips the rest of it', async () => {
-      const value = floats(Float32Array.of(1));
-      const ids = bench.ops.upload(Int32Array.of(99));
-      const table = bench.ops.float(4, 8);
-      const graph = bench.stream.record(() => {
-        bench.ops.gatherRows(table, ids);
-        bench.ops.fill(value, 2);
-      });
-      bench.stream.launch(graph);
-      await failed(() => bench.stream.synchronize());
-      expect((await read(value))[0]).toBe(1);
-      bench.stream.write(ids, Int32Array.of(3));
-      bench.stream.launch(graph);
-      expect((await read(value))[0]).toBe(2);
-    });
+    testDataChecks(kind)(
+      'inside a graph, it fails the launch and skips the rest of it',
+      async () => {
+        const value = floats(Float32Array.of(1));
+        const ids = bench.ops.upload(Int32Array.of(99));
+        const table = bench.ops.float(4, 8);
+        const graph = bench.stream.record(() => {
+          bench.ops.gatherRows(table, ids);
+          bench.ops.fill(value, 2);
+        });
+        bench.stream.launch(graph);
+        await failed(() => bench.stream.synchronize());
+        expect((await read(value))[0]).toBe(1);
+        bench.stream.write(ids, Int32Array.of(3));
+        bench.stream.launch(graph);
+        expect((await read(value))[0]).toBe(2);
+      },
+    );
   });
 
   test('the event loop turns while a long operation runs', async () => {
     const { ops, stream } = bench;
     const [x, weight] = [ops.float(1024, 2048), ops.float(2048, 2048)];
-    ops.fill(x, 1);
-    ops.fill(weight, 1);
+    const sum = ops.float(1024, 2048);
+    for (const tensor of [x, weight, sum]) ops.fill(tensor, 1);
+    const times = kind === 'cuda' ? 400 : 4;
     await stream.synchronize();
     let [last, longest, ticks] = [performance.now(), 0, 0];
     const timer = setInterval(() => {
@@ -247,7 +251,7 @@ forEachDevice('stream', ({ kind }) => {
       [longest, last, ticks] = [Math.max(longest, now - last), now, ticks + 1];
     }, 2);
     const start = performance.now();
-    for (let i = 0; i < 4; i++) ops.linear(x, { tensor: weight });
+    for (let i = 0; i < times; i++) ops.addLinear(sum, x, { tensor: weight });
     const done = stream.synchronize();
     expect(performance.now() - start).toBeLessThan(50);
     await done;

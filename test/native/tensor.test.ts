@@ -1,7 +1,7 @@
 import { Device, type Arena, type Stream } from '../../lib/native/device';
 import { Ops } from '../../lib/native/ops';
 import { rowMajor, type Tensor } from '../../lib/native/tensor';
-import { forEachDevice } from '../support/devices';
+import { forEachDeviceKind } from '../support/devices';
 import { lozaErrorOf } from '../support/errors';
 import { Random } from '../../lib/selftest/random';
 
@@ -20,13 +20,13 @@ test.each([
   expect(rowMajor(shape)).toEqual(strides);
 });
 
-forEachDevice('tensor', ({ kind }) => {
+forEachDeviceKind('tensor', (kind) => {
   let device: Device;
   let arena: Arena;
   let stream: Stream;
   let ops: Ops;
   beforeAll(() => {
-    device = new Device(kind);
+    device = new Device(kind, 'f32');
     [arena, stream] = [device.makeArena(), device.makeStream()];
     ops = new Ops(stream, arena);
   });

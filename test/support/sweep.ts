@@ -8,7 +8,7 @@ export function sweep<Case extends { name: string }, In extends HostTensors>(
   operation: OperationCases<Case, In>,
 ): void {
   for (const c of operation.cases) {
-    const reason = operation.skip?.(c, lab.kind);
+    const reason = operation.skip?.(c, lab.kind, lab.activation);
     if (reason !== undefined) {
       test.skip(`${c.name}: ${reason}`, () => {});
       continue;

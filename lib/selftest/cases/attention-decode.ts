@@ -304,7 +304,7 @@ export const attentionDecode = defineCases({
       sequences: [{ length: 9001, queries: 1 }],
     },
   ] as DecodeCase[],
-  skip: ({ cache }, kind) => skipFloatCache(cache, kind),
+  skip: ({ cache }, _kind, act) => skipFloatCache(cache, act),
   inputs: decodeInputs,
   run: (ops, { q, cache, table, first, starts, positions }, c) => {
     const view = { blockTable: table, firstLocal: first };

@@ -39,6 +39,7 @@ export const expertPlan = defineCases({
     { name: 'no zero experts', rows: 30, topK: 3, experts: 8, zeroExperts: 0 },
     { name: 'LongCat, one token', rows: 1, topK: 12, experts: 512, zeroExperts: 256 },
     { name: 'LongCat, many tokens', rows: 60, topK: 12, experts: 512, zeroExperts: 256 },
+    { name: 'LongCat, a prompt', rows: 1000, topK: 12, experts: 512, zeroExperts: 256 },
     { name: 'mostly zero experts', rows: 9, topK: 2, experts: 1, zeroExperts: 30 },
   ] as Case[],
   inputs: (c, random) => ({ ids: randomIds(random, c.rows, c.topK, c.experts + c.zeroExperts) }),

@@ -1,4 +1,4 @@
-import type { DeviceKind } from '../../native/binding';
+import type { DType } from '../../native/tensor';
 import { host, roundToBf16 } from '../host-tensor';
 import { defineCases } from './operation';
 import { rmsNorm } from './rms-norm';
@@ -15,16 +15,15 @@ interface StoreCase {
   rope: number;
   scale: number;
   padded?: boolean; // every third row is padding: slot -1
+  /** Width of the compressed query, and its factor. */
+  query?: { rank: number; scale: number };
 }
 
 const eps = 1e-5;
 
 /** Why a case with this cache is left out. */
-export function skipFloatCache(
-  cache: 'f32' | 'bf16' | 'act',
-  kind: DeviceKind,
-): string | undefined {
-  return cache === 'f32' && kind === 'cuda' ? 'the KV cache is bf16 on CUDA' : undefined;
+export function skipFloatCache(cache: 'f32' | 'bf16' | 'act', act: DType): string | undefined {
+  return cache === 'f32' && act === 'bf16' ? 'the KV cache is bf16 beside bf16' : undefined;
 }
 
 export const latentStore = defineCases({
@@ -63,6 +62,41 @@ export const latentStore = defineCases({
       padded: true,
     },
     {
+      name: 'LongCat with its queries',
+      cache: 'bf16',
+      weight: 'bf16',
+      rows: 11,
+      slots: 128,
+      latent: 512,
+      rope: 64,
+      scale: Math.sqrt(12),
+      padded: true,
+      query: { rank: 1536, scale: 2 },
+    },
+    {
+      name: 'many rows with their queries',
+      cache: 'bf16',
+      weight: 'bf16',
+      rows: 1500,
+      slots: 1536,
+      latent: 64,
+      rope: 8,
+      scale: 1,
+      padded: true,
+      query: { rank: 96, scale: 2 },
+    },
+    {
+      name: 'odd sizes with queries',
+      cache: 'bf16',
+      weight: 'f32',
+      rows: 5,
+      slots: 30,
+      latent: 70,
+      rope: 6,
+      scale: 1,
+      query: { rank: 1301, scale: 0.5 },
+    },
+    {
       name: 'odd sizes',
       cache: 'bf16',
       weight: 'f32',
@@ -73,7 +107,7 @@ export const latentStore = defineCases({
       scale: 1,
     },
   ] as StoreCase[],
-  skip: ({ cache }, kind) => skipFloatCache(cache, kind),
+  skip: ({ cache }, _kind, act) => skipFloatCache(cache, act),
   inputs: (c, random, act) => {
     const width = c.latent + c.rope;
     const positions = random.integers(c.rows, 100000);
@@ -96,13 +130,16 @@ export const latentStore = defineCases({
         [c.rows],
         slots.map((slot, row) => (c.padded && row % 3 === 1 ? -1 : slot)),
       ),
+      query: c.query && host(act, [c.rows, c.query.rank], random.normals(c.rows * c.query.rank)),
+      queryWeight: c.query && host(c.weight, [c.query.rank], random.normals(c.query.rank)),
     };
   },
-  run: (ops, { cache, kv, weight, table, slots }, c) => {
-    ops.latentStore(cache, kv, weight, table, slots, eps, c.scale);
-    return { cache };
+  run: (ops, { cache, kv, weight, table, slots, query: x, queryWeight }, c) => {
+    const query = x && queryWeight && { x, weight: queryWeight, scale: c.query?.scale ?? 1 };
+    ops.latentStore(cache, kv, weight, table, slots, eps, c.scale, query);
+    return x ? { cache, query: x } : { cache };
   },
-  reference: (c, { cache, kv, weight, table, slots }) => {
+  reference: (c, { cache, kv, weight, table, slots, query, queryWeight }) => {
     const width = c.latent + c.rope;
     const out = Float64Array.from(cache.values);
     slots.values.forEach((slot, row) => {
@@ -112,8 +149,17 @@ export const latentStore = defineCases({
       out.set(rmsNorm(x, weight.values, eps, Math.fround(c.scale)), slot * width);
       out.set(rotate(x.subarray(c.latent), angles), slot * width + c.latent);
     });
-    return { cache: cache.dtype === 'bf16' ? out.map(roundToBf16) : out };
+    const rounded = cache.dtype === 'bf16' ? out.map(roundToBf16) : out;
+    if (!c.query || !query || !queryWeight) return { cache: rounded };
+    const queries = new Float64Array(query.values.length);
+    for (let at = 0; at < queries.length; at += c.query.rank) {
+      const x = query.values.subarray(at, at + c.query.rank);
+      queries.set(rmsNorm(x, queryWeight.values, eps, Math.fround(c.query.scale)), at);
+    }
+    return { cache: rounded, query: queries };
   },
   // In bf16, values beside the middle of two may round the other way: the few are one unit off.
-  tolerance: (c) => ({ relative: c.cache === 'bf16' ? 1e-4 : 5e-7 }),
+  tolerance: (c, output) => ({
+    relative: c.cache === 'bf16' && output === 'cache' ? 1e-4 : 5e-7,
+  }),
 });

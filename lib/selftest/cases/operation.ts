@@ -19,8 +19,8 @@ export type DeviceTensors<In extends HostTensors> = {
 export interface OperationCases<Case extends { name: string }, In extends HostTensors> {
   operation: string;
   cases: readonly Case[];
-  /** Why a case cannot run on this kind of device; undefined where it can. */
-  skip?(c: Case, kind: DeviceKind): string | undefined;
+  /** Why a case cannot run on this kind of device with these activations; undefined where it can. */
+  skip?(c: Case, kind: DeviceKind, act: DType): string | undefined;
   /** `act` is the type of activations on the device; the contracts in native/ops call it so too. */
   inputs(c: Case, random: Random, act: DType): In;
   /** Enqueues the operation; returns its results, contiguous. */

@@ -112,6 +112,7 @@ export const sample = defineCases({
     { name: 'no alternatives', rows: 3, vocab: 100, alternatives: 0, spread: 1 },
     { name: 'a repetition penalty', rows: 6, vocab: 333, alternatives: 4, spread: 1, penalty: 2.5 },
     { name: 'the vocabulary of LongCat', rows: 2, vocab: 131072, alternatives: 20, spread: 4 },
+    { name: 'an odd vocabulary', rows: 3, vocab: 4099, alternatives: 7, spread: 3, penalty: 1.5 },
     { name: 'flat logits', rows: 1, vocab: 131072, alternatives: 5, spread: 0, step: 1 },
   ] as Case[],
   inputs: (c, random: Random) => {

@@ -1,7 +1,9 @@
 // out = in, converted, or in * scale of its 128 x 128 block; both may be strided. 8 elements a
 // thread where the last dimension of both is contiguous and aligned, else one.
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 #include "cuda/types.cuh"
 #include "ops/linear/linear.h"
 
@@ -27,6 +29,8 @@ struct CastArgs {
 
 template <int kCount, class Out, class In>
 __global__ void __launch_bounds__(kThreads) cast_kernel(CastArgs<Out, In> args) {
+  launch_dependents();
+  wait_for_prerequisites();
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   int64_t item = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   for (; item < args.items; item += step) {
@@ -93,8 +97,8 @@ void launch_typed(const Tensor& out, const Tensor& in, const Tensor& scale, Cuda
   }
   const int64_t blocks = std::min<int64_t>(ceil_div(items, kThreads),
                                            stream.multiprocessors() * kBlocksPerMultiprocessor);
-  cast_kernel<kCount, Out, In>
-      <<<static_cast<unsigned>(blocks), kThreads, 0, stream.handle()>>>(args);
+  launch_kernel("cast", cast_kernel<kCount, Out, In>, {static_cast<unsigned>(blocks), kThreads},
+                stream.handle(), args);
 }
 
 }  // namespace
@@ -115,7 +119,6 @@ void launch(const CastParams& params, CudaStream& stream) {
       });
     });
   });
-  check_launch("cast");
 }
 
 }  // namespace loza::cuda

@@ -1,10 +1,12 @@
 // Sorts slots by expert, stably: a counting sort over chunks of 1,024 slots.
 //   count    a block a chunk: counts[chunk][e] = slots of expert e in the chunk
-//   scan     one block: before[chunk][e] = sorted place of the chunk's first slot of expert e; starts
-//   scatter  a block a chunk: place = before + rank inside the chunk
+//   scatter  a block a chunk: adds up the counts of all chunks, and of those before it, and places its
+//            slots; the first block writes starts
 // Few slots (any decode step) take one block and one launch for all of it.
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/types.cuh"
 
@@ -15,7 +17,8 @@ namespace {
 constexpr int kThreads = 1024;
 constexpr int kChunk = kThreads;  // a slot a thread
 constexpr int64_t kOneBlockSlots = 8 * kChunk;
-constexpr int64_t kMaxExperts = 8192;  // an int of shared memory each
+constexpr int64_t kMaxExperts = 4096;  // 40 bytes of shared memory each
+constexpr size_t kDefaultShared = 48 * 1024;
 
 struct PlanArgs {
   int32_t* order;           // [slots]
@@ -24,7 +27,6 @@ struct PlanArgs {
   Rows<const int32_t> ids;  // [rows, top_k]
   int32_t slots, top_k, experts;
   int32_t* counts;  // [chunks, experts], in scratch
-  int32_t* before;  // [chunks, experts], in scratch
   int32_t chunks;
 
   // The expert of a slot, -1 for zero experts. Negative ids, which no router makes, count as zero
@@ -43,62 +45,87 @@ __device__ __forceinline__ void count_chunk(const PlanArgs& args, int chunk, int
   if (expert >= 0) atomicAdd(&counts[expert], 1);
 }
 
-// next[e] = place of the first slot of expert e that is still to come; warps take turns in the
-// order of their slots, and leave `next` behind what they placed.
-__device__ void scatter_chunk(const PlanArgs& args, int chunk, int32_t* next) {
+// Which warps of a chunk have slots of an expert, and how many.
+struct ChunkShared {
+  uint32_t* warps;  // [experts], a bit a warp
+  int32_t* next;    // [experts]: the place of the expert's first slot that is still to come
+  uint8_t* counts;  // [warps, experts], undefined where a warp has none
+
+  __device__ ChunkShared(int32_t* memory, int32_t experts)
+      : warps(reinterpret_cast<uint32_t*>(memory)),
+        next(memory + experts),
+        counts(reinterpret_cast<uint8_t*>(memory + 2 * experts)) {}
+  static constexpr size_t bytes(int64_t experts) {
+    return static_cast<size_t>(experts) * (2 * sizeof(int32_t) + kChunk / kWarpSize);
+  }
+};
+
+// Places the slots of a chunk, and leaves `next` behind them.
+__device__ void scatter_chunk(const PlanArgs& args, int chunk, const ChunkShared& shared) {
   const int32_t slot = chunk * kChunk + threadIdx.x;
   const int32_t expert = args.expert_of(slot);
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  for (int32_t e = threadIdx.x; e < args.experts; e += kThreads) shared.warps[e] = 0;
+  __syncthreads();
   const unsigned peers = __match_any_sync(kFullWarp, expert);
   const int rank = __popc(peers & ((1u << lane) - 1));
-  const int turns = static_cast<int>(ceil_div(min(kChunk, args.slots - chunk * kChunk), kWarpSize));
-  int32_t first = 0;
-  for (int turn = 0; turn < turns; turn++) {
-    if (turn == warp && expert >= 0 && rank == 0) {
-      first = next[expert];
-      next[expert] = first + __popc(peers);
-    }
-    __syncthreads();
+  if (expert >= 0 && rank == 0) {
+    atomicOr(&shared.warps[expert], 1u << warp);
+    shared.counts[warp * args.experts + expert] = static_cast<uint8_t>(__popc(peers));
   }
-  first = __shfl_sync(kFullWarp, first, __ffs(peers) - 1);
+  __syncthreads();
+  int32_t place = -1;
+  bool last = false;
+  if (expert >= 0) {
+    const uint32_t warps = shared.warps[expert];
+    place = shared.next[expert] + rank;
+    for (uint32_t lower = warps & ((1u << warp) - 1); lower != 0; lower &= lower - 1)
+      place += shared.counts[(__ffs(lower) - 1) * args.experts + expert];
+    last = warps >> warp == 1 && rank + 1 == __popc(peers);
+  }
+  __syncthreads();
+  if (last) shared.next[expert] = place + 1;
   if (slot >= args.slots) return;
-  args.place[slot] = expert < 0 ? -1 : first + rank;
-  if (expert >= 0) args.order[first + rank] = slot;
+  args.place[slot] = place;
+  if (place >= 0) args.order[place] = slot;
 }
 
-// starts = exclusive prefix sums of count(e), and the total at the end; use(e, starts[e]) for each.
+// use(e, sum of count over the experts below e) for each, and the total.
 template <class Count, class Use>
-__device__ void scan_experts(const PlanArgs& args, const Count& count, const Use& use) {
+__device__ int32_t scan_experts(const PlanArgs& args, const Count& count, const Use& use) {
   __shared__ int32_t sums[kMaxWarps];
   int32_t base = 0;
   for (int32_t tile = 0; tile < args.experts; tile += kThreads) {
     const int32_t expert = tile + static_cast<int32_t>(threadIdx.x);
     const bool valid = expert < args.experts;
     const auto [before, total] = block_prefix<int32_t>(valid ? count(expert) : 0, sums);
-    if (valid) {
-      args.starts[expert] = base + before;
-      use(expert, base + before);
-    }
+    if (valid) use(expert, base + before);
     base += total;
   }
-  if (threadIdx.x == 0) args.starts[args.experts] = base;
+  return base;
 }
 
 __global__ void __launch_bounds__(kThreads) plan_kernel(PlanArgs args) {
-  extern __shared__ int32_t next[];  // [experts]: counts first, then places
-  for (int32_t e = threadIdx.x; e < args.experts; e += kThreads) next[e] = 0;
+  extern __shared__ int32_t memory[];
+  const ChunkShared shared(memory, args.experts);
+  launch_dependents();
+  for (int32_t e = threadIdx.x; e < args.experts; e += kThreads) shared.next[e] = 0;
+  wait_for_prerequisites();
   __syncthreads();
-  for (int chunk = 0; chunk < args.chunks; chunk++) count_chunk(args, chunk, next);
+  for (int chunk = 0; chunk < args.chunks; chunk++) count_chunk(args, chunk, shared.next);
   __syncthreads();
-  scan_experts(
-      args, [&](int32_t e) { return next[e]; }, [&](int32_t e, int32_t start) { next[e] = start; });
-  __syncthreads();
-  for (int chunk = 0; chunk < args.chunks; chunk++) scatter_chunk(args, chunk, next);
+  const auto count = [&](int32_t e) { return shared.next[e]; };
+  const int32_t total = scan_experts(
+      args, count, [&](int32_t e, int32_t start) { args.starts[e] = shared.next[e] = start; });
+  if (threadIdx.x == 0) args.starts[args.experts] = total;
+  for (int chunk = 0; chunk < args.chunks; chunk++) scatter_chunk(args, chunk, shared);
 }
 
 __global__ void __launch_bounds__(kThreads) count_kernel(PlanArgs args) {
   extern __shared__ int32_t counts[];  // [experts]
+  launch_dependents();
   for (int32_t e = threadIdx.x; e < args.experts; e += kThreads) counts[e] = 0;
+  wait_for_prerequisites();
   __syncthreads();
   count_chunk(args, blockIdx.x, counts);
   __syncthreads();
@@ -106,30 +133,29 @@ __global__ void __launch_bounds__(kThreads) count_kernel(PlanArgs args) {
   for (int32_t e = threadIdx.x; e < args.experts; e += kThreads) out[e] = counts[e];
 }
 
-__global__ void __launch_bounds__(kThreads) scan_kernel(PlanArgs args) {
-  const int32_t* __restrict__ counts = args.counts;
-  int32_t* __restrict__ before = args.before;
-  const auto total = [&](int32_t expert) {
-    int32_t sum = 0;
-#pragma unroll 8
+__global__ void __launch_bounds__(kThreads) scatter_kernel(PlanArgs args) {
+  extern __shared__ int32_t memory[];
+  const ChunkShared shared(memory, args.experts);
+  const int own = static_cast<int>(blockIdx.x);
+  launch_dependents();
+  wait_for_prerequisites();
+  const auto count = [&](int32_t expert) {
+    int32_t before = 0, sum = 0;
+#pragma unroll 16
     for (int chunk = 0; chunk < args.chunks; chunk++) {
-      const int64_t at = static_cast<int64_t>(chunk) * args.experts + expert;
-      const int32_t count = counts[at];
-      before[at] = sum;
-      sum += count;
+      const int32_t slots = args.counts[static_cast<int64_t>(chunk) * args.experts + expert];
+      before += chunk < own ? slots : 0;
+      sum += slots;
     }
+    shared.next[expert] = before;
     return sum;
   };
-  scan_experts(args, total, [](int32_t, int32_t) {});
-}
-
-__global__ void __launch_bounds__(kThreads) scatter_kernel(PlanArgs args) {
-  extern __shared__ int32_t next[];  // [experts]
-  const int32_t* before = args.before + static_cast<int64_t>(blockIdx.x) * args.experts;
-  for (int32_t e = threadIdx.x; e < args.experts; e += kThreads)
-    next[e] = args.starts[e] + before[e];
-  __syncthreads();
-  scatter_chunk(args, blockIdx.x, next);
+  const int32_t total = scan_experts(args, count, [&](int32_t e, int32_t start) {
+    shared.next[e] += start;
+    if (own == 0) args.starts[e] = start;
+  });
+  if (own == 0 && threadIdx.x == 0) args.starts[args.experts] = total;
+  scatter_chunk(args, own, shared);
 }
 
 }  // namespace
@@ -147,25 +173,23 @@ void launch(const ExpertPlanParams& params, CudaStream& stream) {
                 .top_k = static_cast<int32_t>(top_k),
                 .experts = static_cast<int32_t>(experts),
                 .counts = nullptr,
-                .before = nullptr,
                 .chunks = static_cast<int32_t>(chunks)};
-  const size_t shared = static_cast<size_t>(experts) * sizeof(int32_t);
-  const auto blocks = static_cast<unsigned>(chunks);
+  const size_t shared = ChunkShared::bytes(experts);
+  if (shared > kDefaultShared)
+    for (const auto kernel : {plan_kernel, scatter_kernel})
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared)),
+            "expert_plan");
   // Without slots there is still `starts` to write.
-  if (slots <= kOneBlockSlots) {
-    plan_kernel<<<1, kThreads, shared, stream.handle()>>>(args);
-    return check_launch("expert_plan");
-  }
-  const size_t table = static_cast<size_t>(chunks) * shared;
-  std::byte* scratch = stream.scratch(2 * table);
-  args.counts = reinterpret_cast<int32_t*>(scratch);
-  args.before = reinterpret_cast<int32_t*>(scratch + table);
-  count_kernel<<<blocks, kThreads, shared, stream.handle()>>>(args);
-  check_launch("expert_plan count");
-  scan_kernel<<<1, kThreads, 0, stream.handle()>>>(args);
-  check_launch("expert_plan scan");
-  scatter_kernel<<<blocks, kThreads, shared, stream.handle()>>>(args);
-  check_launch("expert_plan scatter");
+  if (slots <= kOneBlockSlots)
+    return launch_kernel("expert_plan", plan_kernel, {1, kThreads, shared}, stream.handle(), args);
+  const size_t counts = static_cast<size_t>(experts) * sizeof(int32_t);
+  args.counts = reinterpret_cast<int32_t*>(stream.scratch(counts * static_cast<size_t>(chunks)));
+  const auto blocks = static_cast<unsigned>(chunks);
+  launch_kernel("expert_plan count", count_kernel, {blocks, kThreads, counts}, stream.handle(),
+                args);
+  launch_kernel("expert_plan scatter", scatter_kernel, {blocks, kThreads, shared}, stream.handle(),
+                args);
 }
 
 }  // namespace loza::cuda

@@ -1,8 +1,10 @@
 // out = value, everywhere, 16 bytes a thread.
 #include <bit>
 
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 #include "cuda/types.cuh"
 
 namespace loza::cuda {
@@ -18,6 +20,8 @@ template <class Element>
 __global__ void __launch_bounds__(kThreads)
     fill_kernel(Element* out, int64_t head, int64_t vectors, int64_t count, uint32_t word) {
   constexpr int64_t kPerVector = 16 / sizeof(Element);
+  launch_dependents();
+  wait_for_prerequisites();
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   auto* body = reinterpret_cast<uint4*>(out + head);
@@ -36,8 +40,8 @@ void fill(const Tensor& out, uint32_t word, CudaStream& stream) {
   const int64_t vectors = (count - head) * static_cast<int64_t>(sizeof(Element)) / 16;
   const int64_t blocks = std::clamp<int64_t>(ceil_div(vectors, kThreads), 1,
                                              stream.multiprocessors() * kBlocksPerMultiprocessor);
-  fill_kernel<Element><<<static_cast<unsigned>(blocks), kThreads, 0, stream.handle()>>>(
-      out.as<Element>(), head, vectors, count, word);
+  launch_kernel("fill", fill_kernel<Element>, {static_cast<unsigned>(blocks), kThreads},
+                stream.handle(), out.as<Element>(), head, vectors, count, word);
 }
 
 }  // namespace
@@ -54,7 +58,6 @@ void launch(const FillParams& params, CudaStream& stream) {
                               : std::bit_cast<uint32_t>(value);
     fill<uint32_t>(out, bits, stream);
   }
-  check_launch("fill");
 }
 
 }  // namespace loza::cuda

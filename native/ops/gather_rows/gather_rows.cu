@@ -1,6 +1,8 @@
 // out[i, :] = table[ids[i], :], 16 bytes a thread.
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 #include "cuda/types.cuh"
 
 namespace loza::cuda {
@@ -19,6 +21,8 @@ struct GatherArgs {
 // the logits and is seen there.
 template <int kCount, class Out, class T>
 __global__ void __launch_bounds__(256) gather_kernel(GatherArgs<Out, T> args) {
+  launch_dependents();
+  wait_for_prerequisites();
   const int64_t row = grid_row();
   if (row >= args.rows) return;
   const int32_t id = args.ids[row];
@@ -53,13 +57,12 @@ void launch(const GatherRowsParams& params, CudaStream& stream) {
                                     .width = width,
                                     .entries = params.table.dim(0)};
       const RowGrid grid(rows, width / kCount);
-      gather_kernel<kCount, Out, T><<<grid.blocks, grid.threads, 0, stream.handle()>>>(args);
+      launch_kernel("gather_rows", gather_kernel<kCount, Out, T>, grid, stream.handle(), args);
     });
   };
   with_float_type(out.dtype, [&]<class Out>(Out) {
     with_float_type(table.dtype, [&]<class T>(T) { launch_for(Out{}, T{}); });
   });
-  check_launch("gather_rows");
 }
 
 }  // namespace loza::cuda

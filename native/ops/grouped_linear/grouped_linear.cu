@@ -7,8 +7,10 @@
 // Grid: x = column tiles, y = row tiles. CTAs beside each other share the gathered rows.
 #include "ops/grouped_linear/grouped_linear.h"
 
+#include "cuda/barrier.cuh"
 #include "cuda/cuda_ops.h"
 #include "cuda/gemm_tile.cuh"
+#include "cuda/launch.h"
 
 namespace loza::cuda {
 namespace {
@@ -84,6 +86,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kCtas)
     grouped_kernel(const __grid_constant__ GroupedParams params) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<SharedStorage<T>*>(memory);
+  launch_dependents();
+  wait_for_prerequisites();
   const RowTile rows = find_tile<T>(shared.rows, params, static_cast<int>(blockIdx.y));
   if (rows.count == 0) return;
   const int column = static_cast<int>(blockIdx.x) * T::kColumns;
@@ -118,8 +122,7 @@ void launch_grouped(GroupedParams params, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(columns),
                   static_cast<unsigned>(params.tile_a_slot ? params.slots : tiles));
   allow_shared(grouped_kernel<T>, kShared, kName);
-  grouped_kernel<T><<<grid, T::kThreads, kShared, stream>>>(params);
-  check_launch(kName);
+  launch_kernel(kName, grouped_kernel<T>, {grid, T::kThreads, kShared}, stream, params);
 }
 
 // By the rows an expert has on average. Experts are never equally loaded, so a tile is taken that

@@ -1,17 +1,17 @@
 // out[t, h, :] = W[h] x[t, h, :], the weight along k or along n.
-// Many rows: the matrix library, one batch entry a head. Otherwise, and for f32 weights, the tiles
-// of gemm_tile.cuh, grid z = head: the heads alone fill the device, however few the rows.
+// Few rows: the kernel of head_rows.cuh. Many: the matrix library, one batch entry a head. Otherwise,
+// and for f32 weights, the tiles of gemm_tile.cuh, grid z = head.
 #include "ops/head_linear/head_linear.h"
 
 #include "cuda/cuda_ops.h"
 #include "cuda/gemm_tile.cuh"
 #include "cuda/matrix_library.h"
+#include "ops/head_linear/head_rows.cuh"
 
 namespace loza::cuda {
 namespace {
 
 constexpr const char* kName = "head_linear";
-constexpr int64_t kLibraryRows = 64;  // below, the library's tiles are mostly padding
 
 bool along_k(const Tensor& weight) { return weight.stride(2) == 1 || weight.dim(2) == 1; }
 
@@ -73,7 +73,8 @@ void run_tiles(const HeadLinearParams& params, CudaStream& stream) {
 
 void launch(const HeadLinearParams& params, CudaStream& stream) {
   if (params.out.elements() == 0) return;
-  const bool library = params.weight.dtype == DType::kBF16 && params.x.dim(0) > kLibraryRows;
+  if (fits_head_rows(params)) return launch_head_rows(params, nullptr, stream, kName);
+  const bool library = params.weight.dtype == DType::kBF16 && params.x.dim(0) > kHeadRowsMost;
   if (library && run_library(params, stream)) return;
   if (along_k(params.weight))
     run_tiles<true>(params, stream);

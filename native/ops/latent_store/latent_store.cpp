@@ -14,6 +14,12 @@ void LatentStoreParams::check(DType act) const {
   expect("latent_store kv", kv, act, rows, width);
   expect("latent_store slots", slots, DType::kI32, rows);
   cpu::expect_float("latent_store cache", cache, -1, width);
+  loza::check(static_cast<bool>(query) == static_cast<bool>(query_weight),
+              "latent_store: query and query_weight come together");
+  if (query) {
+    expect("latent_store query_weight", query_weight, weight.dtype, -1);
+    expect("latent_store query", query, act, rows, query_weight.dim(0));
+  }
   loza::check(rope_table.dim(1) % 2 == 0, "latent_store rotates pairs, but the rope width is ",
               rope_table.dim(1));
 }
@@ -37,9 +43,18 @@ void store_rows(const LatentStoreParams& params) {
   });
 }
 
+void normalise_queries(const LatentStoreParams& params) {
+  compute(RmsNormParams{.out = params.query,
+                        .x = params.query,
+                        .weight = params.query_weight,
+                        .eps = params.eps,
+                        .scale = params.query_scale});
+}
+
 }  // namespace
 
 void compute(const LatentStoreParams& params) {
+  if (params.query) normalise_queries(params);
   with_float_type(params.cache.dtype, [&]<class Cache>(Cache) {
     with_float_type(params.weight.dtype,
                     [&]<class Weight>(Weight) { store_rows<Cache, Weight>(params); });

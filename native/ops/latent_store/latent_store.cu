@@ -1,7 +1,10 @@
-// cache[slots[t], :] = [ scale * weight * kv[t, 0:latent] / rms | rope(kv[t, latent:]) ], one block a
-// row. The rotation does not wait for the norm's sum.
+// cache[slots[t], :] = [ scale * weight * kv[t, 0:latent] / rms | rope(kv[t, latent:]) ] and
+// query[t, :] = query_scale * query_weight * query[t, :] / rms, each by a block of its own.
+// Grid: x = rows, y = cache row, then query.
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 #include "ops/rms_norm/rms_norm.cuh"
 #include "ops/rope/rope.cuh"
 
@@ -9,70 +12,98 @@ namespace loza::cuda {
 
 namespace {
 
-template <class Cache, class Weight>
+constexpr int kMaxThreads = 256;
+constexpr int kMinBlocks = 5;  // few registers: rows are short, and many must be in flight
+
+template <class Cache, class Act, class Weight>
 struct LatentStoreArgs {
-  Rows<Cache> cache;        // [cache slots, latent + rope]
-  Rows<const Bf16> kv;      // [rows, latent + rope]
-  const Weight* weight;     // [latent]
-  Rows<const float> table;  // [rows, rope]
-  const int32_t* slots;     // [rows]
-  int64_t cache_slots, latent, rope;
-  float eps, scale;
+  Rows<Cache> cache;           // [cache slots, latent + rope]
+  Rows<const Act> kv;          // [rows, latent + rope]
+  const Weight* weight;        // [latent]
+  Rows<const float> table;     // [rows, rope]
+  const int32_t* slots;        // [rows]
+  Rows<Act> query;             // [rows, query rank], or null
+  const Weight* query_weight;  // [query rank]
+  int64_t cache_slots, latent, rope, query_rank;
+  float eps, scale, query_scale;
 };
 
-// Slots outside the cache are passed over like padding: a kernel cannot fail the stream.
-template <int kCount, class Cache, class Weight>
-__global__ void __launch_bounds__(256) latent_store_kernel(LatentStoreArgs<Cache, Weight> args) {
-  constexpr int kRopeCount = kCount == 1 ? 2 : kCount;
-  __shared__ float shared[kMaxWarps];
-  const int64_t row = blockIdx.x;
-  const int32_t slot = args.slots[row];
-  if (slot < 0 || slot >= args.cache_slots) return;  // the whole block
-  const Bf16* kv = args.kv[row];
-  Cache* entry = args.cache[slot];
-  const float* table = args.table[row];
-  for (int64_t i = threadIdx.x * kRopeCount; i < args.rope; i += blockDim.x * kRopeCount) {
-    float values[kRopeCount], angles[kRopeCount];
-    load(values, kv + args.latent + i);
+// The last threads rotate: in a row narrower than the block, those have nothing to normalise.
+template <int kCount, class Cache, class Act>
+__device__ __forceinline__ void rotate_row(Cache* out, const Act* x, const float* table,
+                                           int64_t width) {
+  const int64_t first = (blockDim.x - 1 - threadIdx.x) * kCount;
+  for (int64_t i = first; i < width; i += blockDim.x * kCount) {
+    float values[kCount], angles[kCount];
+    load(values, x + i);
     load(angles, table + i);
     rotate(values, angles);
-    store(entry + args.latent + i, values);
+    store(out + i, values);
   }
-  const float factor = rms_factor<kCount>(kv, args.latent, args.eps, args.scale, shared);
-  scale_row<kCount>(entry, kv, args.weight, args.latent, factor);
 }
 
-template <class Cache, class Weight>
+// Slots outside the cache are passed over like padding: a kernel cannot fail the stream.
+template <int kCount, class Cache, class Act, class Weight>
+__global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
+    latent_store_kernel(LatentStoreArgs<Cache, Act, Weight> args) {
+  __shared__ float shared[kMaxWarps];
+  const bool is_query = blockIdx.y == 1;
+  launch_dependents();
+  const RowNorm<kCount, Weight> norm(is_query ? args.query_weight : args.weight,
+                                     is_query ? args.query_rank : args.latent);
+  wait_for_prerequisites();
+  const int64_t row = blockIdx.x;
+  if (is_query) return norm(args.query[row], args.query[row], args.eps, args.query_scale, shared);
+  const int32_t slot = args.slots[row];
+  if (slot < 0 || slot >= args.cache_slots) return;  // the whole block
+  const Act* kv = args.kv[row];
+  Cache* entry = args.cache[slot];
+  rotate_row<kCount == 1 ? 2 : kCount>(entry + args.latent, kv + args.latent, args.table[row],
+                                       args.rope);
+  norm(entry, kv, args.eps, args.scale, shared);
+}
+
+template <class Cache, class Act, class Weight>
 void launch_typed(const LatentStoreParams& params, CudaStream& stream) {
-  const LatentStoreArgs<Cache, Weight> args{.cache = rows_of<Cache>(params.cache),
-                                            .kv = rows_of<const Bf16>(params.kv),
-                                            .weight = params.weight.as<const Weight>(),
-                                            .table = rows_of<const float>(params.rope_table),
-                                            .slots = params.slots.as<const int32_t>(),
-                                            .cache_slots = params.cache.dim(0),
-                                            .latent = params.weight.dim(0),
-                                            .rope = params.rope_table.dim(1),
-                                            .eps = params.eps,
-                                            .scale = params.scale};
-  const bool vector = vectorisable(params.cache) && vectorisable(params.kv) &&
-                      vectorisable(params.weight) && vectorisable(params.rope_table);
+  const auto& [cache, kv, weight, table, slots, eps, scale, query, query_weight, query_scale] =
+      params;
+  const LatentStoreArgs<Cache, Act, Weight> args{.cache = rows_of<Cache>(cache),
+                                                 .kv = rows_of<const Act>(kv),
+                                                 .weight = weight.as<const Weight>(),
+                                                 .table = rows_of<const float>(table),
+                                                 .slots = slots.as<const int32_t>(),
+                                                 .query = rows_of<Act>(query),
+                                                 .query_weight = query_weight.as<const Weight>(),
+                                                 .cache_slots = cache.dim(0),
+                                                 .latent = weight.dim(0),
+                                                 .rope = table.dim(1),
+                                                 .query_rank = query ? query.dim(1) : 0,
+                                                 .eps = eps,
+                                                 .scale = scale,
+                                                 .query_scale = query_scale};
+  const bool vector = vectorisable(cache) && vectorisable(kv) && vectorisable(weight) &&
+                      vectorisable(table) &&
+                      (!query || (vectorisable(query) && vectorisable(query_weight)));
+  const dim3 blocks(static_cast<unsigned>(slots.dim(0)), query ? 2 : 1);
   with_count(vector, [&](auto count) {
     constexpr int kCount = decltype(count)::value;
-    latent_store_kernel<kCount, Cache, Weight>
-        <<<static_cast<unsigned>(params.slots.dim(0)), row_threads(args.latent / kCount), 0,
-           stream.handle()>>>(args);
+    const int64_t width = std::max(args.latent, args.query_rank);
+    launch_kernel("latent_store", latent_store_kernel<kCount, Cache, Act, Weight>,
+                  {blocks, norm_threads(width / kCount, kMaxThreads)}, stream.handle(), args);
   });
 }
 
 }  // namespace
 
 void launch(const LatentStoreParams& params, CudaStream& stream) {
-  if (params.slots.dim(0) == 0 || params.kv.dim(1) == 0) return;
+  if (params.slots.dim(0) == 0) return;
   with_float_type(params.cache.dtype, [&]<class Cache>(Cache) {
-    with_float_type(params.weight.dtype,
-                    [&]<class Weight>(Weight) { launch_typed<Cache, Weight>(params, stream); });
+    with_float_type(params.kv.dtype, [&]<class Act>(Act) {
+      with_float_type(params.weight.dtype, [&]<class Weight>(Weight) {
+        launch_typed<Cache, Act, Weight>(params, stream);
+      });
+    });
   });
-  check_launch("latent_store");
 }
 
 }  // namespace loza::cuda

@@ -7,8 +7,10 @@
 
 #include <algorithm>
 
+#include "cuda/barrier.cuh"
 #include "cuda/cuda_ops.h"
 #include "cuda/gemm_tile.cuh"
+#include "cuda/launch.h"
 #include "cuda/matrix_library.h"
 
 namespace loza::cuda {
@@ -93,10 +95,10 @@ template <class T>
 __device__ inline void load_x(float (&to)[T::kPart], const Bf16* from, int count) {
   uint32_t words[T::kPart / 2] = {};
   if constexpr (T::kAligned && T::kPart == 8) {
-    const uint4 vector = __ldg(reinterpret_cast<const uint4*>(from));
+    const uint4 vector = *reinterpret_cast<const uint4*>(from);
     words[0] = vector.x, words[1] = vector.y, words[2] = vector.z, words[3] = vector.w;
   } else if constexpr (T::kAligned) {
-    const uint2 vector = __ldg(reinterpret_cast<const uint2*>(from));
+    const uint2 vector = *reinterpret_cast<const uint2*>(from);
     words[0] = vector.x, words[1] = vector.y;
   } else {
     const auto* bits = reinterpret_cast<const uint16_t*>(from);
@@ -188,6 +190,8 @@ template <class T>
 __global__ void __launch_bounds__(T::kThreads)
     gemv_kernel(const __grid_constant__ GemvParams params) {
   __shared__ GemvStorage shared;
+  launch_dependents();
+  wait_for_prerequisites();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int groups = T::kWarps / params.split;
   const int group = static_cast<int>(blockIdx.x) * groups + warp / params.split;
@@ -217,8 +221,7 @@ void launch_gemv(const GemvParams& params, cudaStream_t stream) {
   const int columns = T::kWarps / params.split * T::kColumns;
   const dim3 grid(static_cast<unsigned>((params.n + columns - 1) / columns),
                   static_cast<unsigned>((params.rows + T::kRows - 1) / T::kRows));
-  gemv_kernel<T><<<grid, T::kThreads, 0, stream>>>(params);
-  check_launch(kName);
+  launch_kernel(kName, gemv_kernel<T>, {grid, T::kThreads}, stream, params);
 }
 
 // Enough warps to keep memory busy: sixteen a multiprocessor, if k can be shared among so many.

@@ -17,6 +17,7 @@ void RopeTableParams::check(DType /*act*/) const {
 void RopeParams::check(DType act) const {
   expect("rope table", table, DType::kF32, -1, -1);
   expect("rope x", x, act, table.dim(0), -1, table.dim(1));
+  expect("rope out", out, act, x.dim(0), x.dim(1), x.dim(2));
   loza::check(table.dim(1) % 2 == 0, "rope rotates pairs, but its width is ", table.dim(1));
 }
 
@@ -52,8 +53,8 @@ void compute(const RopeParams& params) {
   for_each_row(params.x.dim(0), heads * 2 * pairs, [&](int64_t row) {
     const auto* table = row_of<const float>(params.table, row);
     for (int64_t head = 0; head < heads; head++) {
-      auto* x = row_of<float>(params.x, row) + head * params.x.stride(1);
-      rotate_row(x, x, table, pairs);
+      const auto* x = row_of<const float>(params.x, row) + head * params.x.stride(1);
+      rotate_row(row_of<float>(params.out, row) + head * params.out.stride(1), x, table, pairs);
     }
   });
 }

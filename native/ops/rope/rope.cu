@@ -1,9 +1,11 @@
 // RopeTable: table[t, 2p] = scale * cos(a), table[t, 2p + 1] = scale * sin(a), a thread a pair.
-// Rope: every head of row t turns by row t of the table, in place; a thread takes 4 pairs.
+// Rope: every head of row t turns by row t of the table; a thread takes 4 pairs.
 #include "ops/rope/rope.cuh"
 
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 #include "cuda/types.cuh"
 
 namespace loza::cuda {
@@ -20,6 +22,8 @@ struct RopeTableArgs {
 };
 
 __global__ void __launch_bounds__(256) rope_table_kernel(RopeTableArgs args) {
+  launch_dependents();
+  wait_for_prerequisites();
   const int64_t row = grid_row();
   if (row >= args.rows) return;
   const int32_t position = args.positions[row];
@@ -35,15 +39,19 @@ __global__ void __launch_bounds__(256) rope_table_kernel(RopeTableArgs args) {
   }
 }
 
+template <class Act>
 struct RopeArgs {
-  Bf16* x;  // [rows, heads, dim]
-  int64_t row_stride, head_stride;
+  Act* out;      // [rows, heads, dim]; may be `x`
+  const Act* x;  // [rows, heads, dim]
+  int64_t out_stride, out_head_stride, x_stride, x_head_stride;
   Rows<const float> table;  // [rows, dim]
   int64_t rows, heads, dim;
 };
 
-template <int kCount>
-__global__ void __launch_bounds__(256) rope_kernel(RopeArgs args) {
+template <int kCount, class Act>
+__global__ void __launch_bounds__(256) rope_kernel(RopeArgs<Act> args) {
+  launch_dependents();
+  wait_for_prerequisites();
   const int64_t row = grid_row();
   if (row >= args.rows) return;
   const float* table = args.table[row];
@@ -52,12 +60,11 @@ __global__ void __launch_bounds__(256) rope_kernel(RopeArgs args) {
   for (int64_t item = grid_item(); item < items; item += grid_item_step()) {
     const unsigned head = static_cast<unsigned>(item) / per_head;
     const unsigned column = (static_cast<unsigned>(item) - head * per_head) * kCount;
-    Bf16* x = args.x + row * args.row_stride + head * args.head_stride + column;
     float values[kCount], angles[kCount];
-    load(values, x);
+    load(values, args.x + row * args.x_stride + head * args.x_head_stride + column);
     load(angles, table + column);
     rotate(values, angles);
-    store(x, values);
+    store(args.out + row * args.out_stride + head * args.out_head_stride + column, values);
   }
 }
 
@@ -74,28 +81,32 @@ void launch(const RopeTableParams& params, CudaStream& stream) {
                            .scale = params.attention_scale,
                            .exact = params.exact_angles};
   const RowGrid grid(rows, pairs);
-  rope_table_kernel<<<grid.blocks, grid.threads, 0, stream.handle()>>>(args);
-  check_launch("rope_table");
+  launch_kernel("rope_table", rope_table_kernel, grid, stream.handle(), args);
 }
 
 void launch(const RopeParams& params, CudaStream& stream) {
-  const Tensor& x = params.x;
+  const Tensor &x = params.x, &out = params.out;
   const int64_t rows = x.dim(0), heads = x.dim(1), dim = x.dim(2);
   if (rows == 0 || heads == 0 || dim == 0) return;
   loza::check(heads * dim <= INT32_MAX, "rope: a row of ", heads, " x ", dim, " is too wide");
-  const RopeArgs args{.x = x.as<Bf16>(),
-                      .row_stride = x.stride(0),
-                      .head_stride = x.stride(1),
-                      .table = rows_of<const float>(params.table),
-                      .rows = rows,
-                      .heads = heads,
-                      .dim = dim};
-  with_count<2>(vectorisable(x) && vectorisable(params.table), [&](auto count) {
-    constexpr int kCount = decltype(count)::value;
-    const RowGrid grid(rows, heads * dim / kCount);
-    rope_kernel<kCount><<<grid.blocks, grid.threads, 0, stream.handle()>>>(args);
+  const bool vector = vectorisable(x) && vectorisable(out) && vectorisable(params.table);
+  with_float_type(x.dtype, [&]<class Act>(Act) {
+    const RopeArgs<Act> args{.out = out.as<Act>(),
+                             .x = x.as<const Act>(),
+                             .out_stride = out.stride(0),
+                             .out_head_stride = out.stride(1),
+                             .x_stride = x.stride(0),
+                             .x_head_stride = x.stride(1),
+                             .table = rows_of<const float>(params.table),
+                             .rows = rows,
+                             .heads = heads,
+                             .dim = dim};
+    with_count<2>(vector, [&](auto count) {
+      constexpr int kCount = decltype(count)::value;
+      const RowGrid grid(rows, heads * dim / kCount);
+      launch_kernel("rope", rope_kernel<kCount, Act>, grid, stream.handle(), args);
+    });
   });
-  check_launch("rope");
 }
 
 }  // namespace loza::cuda

@@ -21,8 +21,9 @@ struct RopeTableParams {
   void check(DType act) const;
 };
 
-// Rotates interleaved pairs in place: (x[2p], x[2p + 1]) turns by angle p of its row.
+// Rotates interleaved pairs: (x[2p], x[2p + 1]) turns by angle p of its row.
 struct RopeParams {
+  Tensor out;    // act [rows, heads, dim], rows and heads may be strided; may be `x`
   Tensor x;      // act [rows, heads, dim], rows and heads may be strided
   Tensor table;  // f32 [rows, dim], from RopeTableParams
 

@@ -1,7 +1,13 @@
 // Chooses top_k experts a row: p = softmax | sigmoid of the logits, choice = p + bias, groups masked,
 // ids = the largest choices, ties to the lower id. One warp a row; lane l has experts l, l + 32, ...
+//
+// The top_k-th largest of the lanes' own best choices bounds the top_k-th largest choice from below.
+// Those not below it, about 16 for 12 of 768, are gathered and ranked by comparing each with all;
+// where they are more than 32, as only ties make them, the choices are taken one after the other.
+#include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 #include "cuda/reduce.cuh"
 #include "cuda/types.cuh"
 
@@ -26,39 +32,42 @@ struct RouteArgs {
   float scale;
 };
 
-// Unsigned integers in the order of the floats. NaN counts as -inf and -0 as 0; the result is above
-// 0, which stands for what cannot be chosen.
+// Unsigned integers in the order of the floats. NaN counts as -inf, and -0, which no sum with a p is,
+// lies below 0; the result is above 0, which stands for what cannot be chosen.
 __device__ __forceinline__ uint32_t order_of(float choice) {
-  if (!(choice == choice)) choice = -INFINITY;
-  const uint32_t bits = choice == 0 ? 0u : __float_as_uint(choice);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  const int32_t bits = __float_as_int(fmaxf(choice, -INFINITY));
+  return static_cast<uint32_t>(bits) ^ (static_cast<uint32_t>(bits >> 31) | 0x80000000u);
 }
 
-// p of a logit, the same bits each time it is asked for.
-struct Score {
-  Scoring scoring;
-  float largest, factor;
-
-  __device__ __forceinline__ float operator()(float logit) const {
-    if (scoring == Scoring::kSigmoid) return 1.0f / (1.0f + expf(-logit));
-    return __fmul_rn(expf(logit - largest), factor);
-  }
-};
-
 template <int kPerLane>
-__device__ Score score_of_row(const RouteArgs& args, const float* logits) {
-  if (args.scoring == Scoring::kSigmoid) return {args.scoring, 0, 0};
-  const int lane = threadIdx.x;
+__device__ __forceinline__ float sum_of(const float (&values)[kPerLane]) {
+  float sums[kPerLane];
+#pragma unroll
+  for (int i = 0; i < kPerLane; i++) sums[i] = values[i];
+#pragma unroll
+  for (int step = 1; step < kPerLane; step *= 2)  // as a tree: fewer roundings
+#pragma unroll
+    for (int i = 0; i + step < kPerLane; i += 2 * step) sums[i] += sums[i + step];
+  return sums[0];
+}
+
+// Logits become p; experts that do not exist have -inf.
+template <int kPerLane>
+__device__ __forceinline__ void score(Scoring scoring, float (&p)[kPerLane]) {
+  if (scoring == Scoring::kSigmoid) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; i++) p[i] = 1.0f / (1.0f + expf(-p[i]));
+    return;
+  }
   float largest = -INFINITY;
 #pragma unroll
-  for (int i = 0; i < kPerLane; i++)
-    if (lane + i * kWarpSize < args.experts) largest = fmaxf(largest, logits[lane + i * kWarpSize]);
+  for (int i = 0; i < kPerLane; i++) largest = fmaxf(largest, p[i]);
   largest = warp_max(largest);
-  double total = 0;
 #pragma unroll
-  for (int i = 0; i < kPerLane; i++)
-    if (lane + i * kWarpSize < args.experts) total += expf(logits[lane + i * kWarpSize] - largest);
-  return {args.scoring, largest, static_cast<float>(1 / warp_sum(total))};
+  for (int i = 0; i < kPerLane; i++) p[i] = expf(p[i] - largest);
+  const auto factor = static_cast<float>(1 / warp_sum(static_cast<double>(sum_of(p))));
+#pragma unroll
+  for (int i = 0; i < kPerLane; i++) p[i] = __fmul_rn(p[i], factor);
 }
 
 // The order of a group's score. `choices`: the group's, as order_of made them.
@@ -101,12 +110,19 @@ __device__ void mask_groups(const RouteArgs& args, uint32_t (&choice)[kPerLane],
   }
 }
 
-// Lane i gets the id of the i-th best choice. Takes what it chooses out of `choice`.
+// A choice in the warp's shared memory.
+struct Candidate {
+  uint32_t order;
+  int id;
+  float p;
+};
+
+// Lane i gets the i-th best choice. Takes what it chooses out of `choice`.
 template <int kPerLane>
-__device__ int choose(const RouteArgs& args, uint32_t (&choice)[kPerLane]) {
+__device__ Candidate choose_in_turn(int top_k, uint32_t (&choice)[kPerLane],
+                                    const float (&p)[kPerLane], Candidate* best_of_warp) {
   const int lane = threadIdx.x;
-  int chosen = 0;
-  for (int k = 0; k < args.top_k; k++) {
+  for (int k = 0; k < top_k; k++) {
     uint32_t best = 0;
 #pragma unroll
     for (int i = 0; i < kPerLane; i++) best = max(best, choice[i]);
@@ -118,10 +134,68 @@ __device__ int choose(const RouteArgs& args, uint32_t (&choice)[kPerLane]) {
     id = __reduce_min_sync(kFullWarp, id);
 #pragma unroll
     for (int i = 0; i < kPerLane; i++)
-      if (id == lane + i * kWarpSize) choice[i] = 0;
-    if (lane == k) chosen = static_cast<int>(id);
+      if (id == lane + i * kWarpSize) {
+        best_of_warp[k] = {best, static_cast<int>(id), p[i]};
+        choice[i] = 0;
+      }
   }
-  return chosen;
+  __syncwarp();
+  return best_of_warp[lane];
+}
+
+// The values of the lanes, the largest in lane 0: a bitonic sort.
+__device__ __forceinline__ uint32_t sort_lanes(uint32_t value) {
+  const int lane = threadIdx.x;
+#pragma unroll
+  for (int run = 2; run <= kWarpSize; run *= 2)
+#pragma unroll
+    for (int step = run / 2; step > 0; step /= 2) {
+      const uint32_t other = __shfl_xor_sync(kFullWarp, value, step);
+      const bool keeps_larger = ((lane & run) == 0) == ((lane & step) == 0);
+      value = keeps_larger ? max(value, other) : min(value, other);
+    }
+  return value;
+}
+
+// How many of the first `count` lanes have a better value, or the same and a lower lane.
+__device__ __forceinline__ int rank_among(uint32_t value, int count) {
+  int rank = 0;
+#pragma unroll 4
+  for (int other = 0; other < count; other++) {
+    const uint32_t theirs = __shfl_sync(kFullWarp, value, other);
+    rank += theirs > value || (theirs == value && other < static_cast<int>(threadIdx.x));
+  }
+  return rank;
+}
+
+// The same, by candidates. `memory`: two entries a lane of the warp's shared memory.
+template <int kPerLane>
+__device__ Candidate choose(int top_k, uint32_t (&choice)[kPerLane], const float (&p)[kPerLane],
+                            Candidate* memory) {
+  const int lane = threadIdx.x;
+  Candidate* sorted = memory + kWarpSize;
+  uint32_t best = 0;
+#pragma unroll
+  for (int i = 0; i < kPerLane; i++) best = max(best, choice[i]);
+  const uint32_t bound = max(1u, __shfl_sync(kFullWarp, sort_lanes(best), top_k - 1));
+  int count = 0;
+#pragma unroll
+  for (int i = 0; i < kPerLane; i++) {
+    const bool is_candidate = choice[i] >= bound;
+    const unsigned candidates = __ballot_sync(kFullWarp, is_candidate);
+    if (candidates == 0) continue;
+    const int at = count + __popc(candidates & ((1u << lane) - 1));
+    if (is_candidate && at < kWarpSize) memory[at] = {choice[i], lane + i * kWarpSize, p[i]};
+    count += __popc(candidates);
+  }
+  if (count > kWarpSize) return choose_in_turn(top_k, choice, p, sorted);
+  __syncwarp();
+  const Candidate own = lane < count ? memory[lane] : Candidate{0, 0, 0};
+  // Ids ascend from entry to entry, so ties go to the lower lane.
+  const int rank = rank_among(own.order, count);
+  if (lane < count) sorted[rank] = own;
+  __syncwarp();
+  return sorted[lane];
 }
 
 template <int kPerLane, bool kGroups>
@@ -129,41 +203,49 @@ __global__ void __launch_bounds__(kRowsPerBlock* kWarpSize) route_kernel(RouteAr
   constexpr int kShared = kGroups ? kPerLane * kWarpSize : 1;
   __shared__ uint32_t choices[kRowsPerBlock][kShared];
   __shared__ uint32_t scores[kRowsPerBlock][kShared];
+  __shared__ Candidate candidates[kRowsPerBlock][2 * kWarpSize];
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowsPerBlock + threadIdx.y;
+  launch_dependents();
   if (row >= args.rows) return;  // the whole warp
   const int lane = threadIdx.x;
-  const float* logits = args.logits[row];
-  const Score score = score_of_row<kPerLane>(args, logits);
-  uint32_t choice[kPerLane];
+  float bias[kPerLane], p[kPerLane];
 #pragma unroll
   for (int i = 0; i < kPerLane; i++) {
     const int expert = lane + i * kWarpSize;
-    choice[i] = 0;
-    if (expert >= args.experts) continue;
-    const float bias = args.bias == nullptr ? 0.0f : args.bias[expert];
-    choice[i] = order_of(score(logits[expert]) + bias);
+    bias[i] = args.bias != nullptr && expert < args.experts ? args.bias[expert] : 0.0f;
   }
+  wait_for_prerequisites();
+  const float* logits = args.logits[row];
+#pragma unroll
+  for (int i = 0; i < kPerLane; i++) {
+    const int expert = lane + i * kWarpSize;
+    p[i] = expert < args.experts ? logits[expert] : -INFINITY;
+  }
+  score(args.scoring, p);
+  uint32_t choice[kPerLane];
+#pragma unroll
+  for (int i = 0; i < kPerLane; i++)
+    choice[i] = lane + i * kWarpSize < args.experts ? order_of(p[i] + bias[i]) : 0;
   if constexpr (kGroups) mask_groups(args, choice, choices[threadIdx.y], scores[threadIdx.y]);
 
-  const int id = choose(args, choice);
+  const Candidate chosen = choose(args.top_k, choice, p, candidates[threadIdx.y]);
   const bool active = lane < args.top_k;
-  const float weight = active ? score(logits[id]) : 0.0f;
+  const float weight = active ? chosen.p : 0.0f;
   float sum = 0;
   for (int i = 0; i < args.top_k; i++) sum += __shfl_sync(kFullWarp, weight, i);
   const float factor = args.normalize ? args.scale / (sum + 1e-20f) : args.scale;
   if (!active) return;
-  args.ids[row][lane] = id;
+  args.ids[row][lane] = chosen.id;
   args.weights[row][lane] = weight * factor;
 }
 
 template <int kPerLane>
 void launch_sized(const RouteArgs& args, CudaStream& stream) {
-  const dim3 threads(kWarpSize, kRowsPerBlock);
-  const auto blocks = static_cast<unsigned>(ceil_div(args.rows, kRowsPerBlock));
-  if (args.groups > 1)
-    route_kernel<kPerLane, true><<<blocks, threads, 0, stream.handle()>>>(args);
-  else
-    route_kernel<kPerLane, false><<<blocks, threads, 0, stream.handle()>>>(args);
+  const Grid grid{static_cast<unsigned>(ceil_div(args.rows, kRowsPerBlock)),
+                  {kWarpSize, kRowsPerBlock}};
+  const auto kernel =
+      args.groups > 1 ? route_kernel<kPerLane, true> : route_kernel<kPerLane, false>;
+  launch_kernel("route", kernel, grid, stream.handle(), args);
 }
 
 }  // namespace
@@ -194,7 +276,6 @@ void launch(const RouteParams& params, CudaStream& stream) {
   } else {
     launch_sized<32>(args, stream);
   }
-  check_launch("route");
 }
 
 }  // namespace loza::cuda

@@ -15,11 +15,11 @@ forEachDevice('combine', (lab) => {
       return { out };
     });
 
-  testDataChecks(lab)('a zero expert without identity fails the stream', async () => {
+  testDataChecks(lab.kind)('a zero expert without identity fails the stream', async () => {
     await expectLozaError(() => run([0, -1]), 'ERR_LOZA_INTERNAL', /identity is absent/);
   });
 
-  testDataChecks(lab)('a place outside y fails the stream', async () => {
+  testDataChecks(lab.kind)('a place outside y fails the stream', async () => {
     await expectLozaError(() => run([0, 2]), 'ERR_LOZA_INTERNAL', /place 2 is outside/);
   });
 

@@ -7,7 +7,7 @@ import { sweep } from '../../support/sweep';
 forEachDevice('expert_plan', (lab) => {
   sweep(lab, expertPlan);
 
-  testDataChecks(lab)('a negative id fails the stream', async () => {
+  testDataChecks(lab.kind)('a negative id fails the stream', async () => {
     const ids = host('i32', [1, 2], [0, -1]);
     await expectLozaError(
       () => lab.run((ops) => ({ ...ops.expertPlan(lab.upload(ids), 4) })),

@@ -13,7 +13,7 @@ forEachDevice('gather_rows', (lab) => {
       return ops.gatherRows(table, lab.upload(host('i32', [ids.length], ids)));
     });
 
-  testDataChecks(lab).each([-1, 3, 2 ** 31 - 1, -(2 ** 31)])(
+  testDataChecks(lab.kind).each([-1, 3, 2 ** 31 - 1, -(2 ** 31)])(
     'id %i outside the table fails the stream',
     async (id) => {
       await expectLozaError(

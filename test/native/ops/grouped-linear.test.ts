@@ -63,7 +63,7 @@ forEachDevice('grouped_linear', (lab) => {
       );
   });
 
-  testDataChecks(lab).each([
+  testDataChecks(lab.kind).each([
     ['starts that fall', [0, 3, 2], [0, 1, 2, 3]],
     ['starts behind the end', [0, 3, 5], [0, 1, 2, 3]],
     ['an order outside x', [0, 1, 2], [0, 4, 0, 0]],

@@ -25,7 +25,7 @@ forEachDevice('latent_store', (lab) => {
       return { cache };
     });
 
-  testDataChecks(lab).each([4, -2, 2 ** 31 - 1])(
+  testDataChecks(lab.kind).each([4, -2, 2 ** 31 - 1])(
     'slot %i outside the cache fails the stream',
     async (slot) => {
       await expectLozaError(

@@ -190,7 +190,7 @@ forEachDevice('sample', (lab) => {
     }
   });
 
-  testDataChecks(lab).each([
+  testDataChecks(lab.kind).each([
     ['NaN', [0, NaN, 1], /produced NaN logits/],
     ['NaN in the first place', [NaN, 0, 1], /produced NaN logits/],
     ['+inf', [0, Infinity, 1], /produced infinite logits/],
@@ -204,7 +204,7 @@ forEachDevice('sample', (lab) => {
       );
   });
 
-  testDataChecks(lab).each<Partial<SampleSettings>>([
+  testDataChecks(lab.kind).each<Partial<SampleSettings>>([
     { temperature: NaN },
     { temperature: -1 },
     { topP: NaN },

@@ -1,0 +1,57 @@
+// out = random, everywhere: a thread makes two neighbouring elements from one hash.
+#include "cuda/check.h"
+#include "cuda/cuda_ops.h"
+#include "cuda/types.cuh"
+
+namespace loza::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kBlocksPerMultiprocessor = 16;
+
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T first, second;
+};
+
+template <class T>
+__device__ __forceinline__ T rounded_to(float value) {
+  if constexpr (std::is_same_v<T, F8E4M3>)
+    return {__nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3)};
+  else
+    return narrow<T>(value);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    fill_random_kernel(T* out, int64_t count, uint64_t seed, float unit) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  const int64_t pairs = ceil_div(count, 2);
+  for (int64_t pair = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; pair < pairs;
+       pair += step) {
+    const RandomPair random = random_pair(seed, pair);
+    const T first = rounded_to<T>(static_cast<float>(random.first) * unit);
+    const T second = rounded_to<T>(static_cast<float>(random.second) * unit);
+    if (2 * pair + 1 < count)
+      reinterpret_cast<Pair<T>*>(out)[pair] = {first, second};
+    else
+      out[2 * pair] = first;
+  }
+}
+
+}  // namespace
+
+void launch(const FillRandomParams& params, CudaStream& stream) {
+  const int64_t count = params.out.elements();
+  if (count == 0) return;
+  const int64_t blocks = std::min(ceil_div(ceil_div(count, 2), kThreads),
+                                  stream.multiprocessors() * kBlocksPerMultiprocessor);
+  with_weight_type(params.out.dtype, [&]<class T>(T) {
+    fill_random_kernel<T><<<static_cast<unsigned>(blocks), kThreads, 0, stream.handle()>>>(
+        params.out.as<T>(), count, params.seed(), params.unit());
+  });
+  check_launch("fill_random");
+}
+
+}  // namespace loza::cuda
