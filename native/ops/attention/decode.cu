@@ -15,6 +15,7 @@
 #include <atomic>
 
 #include "cuda/cuda_ops.h"
+#include "cuda/launch.h"
 #include "ops/attention/decode_producer.cuh"
 #include "ops/attention/decode_scores.cuh"
 #include "ops/attention/decode_shape.h"
@@ -63,6 +64,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   __syncwarp();
   cluster_arrive_relaxed();  // for the barriers; waited for where they are first needed
   launch_dependents();
+  wait_for_prerequisites();
   if (warp >= 12) {
     release_registers<64>();
     if (warp == 12) return produce(problem, launch, shared, {&q_map, &k_map});
@@ -90,12 +92,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 template <class Traits, int kSplitWarps>
 __global__ void __launch_bounds__(256) merge_kernel(const __grid_constant__ DecodeProblem problem,
                                                     const __grid_constant__ DecodeScratch scratch) {
-  constexpr int kBatch = 8;
+  constexpr int kBatch = kSplitWarps == 1 ? 8 : 16;  // sums under way at a time
   __shared__ float4 exchange[kSplitWarps][kLanes];
   const int warp = static_cast<int>(threadIdx.x) / kLanes;
   const int lane = static_cast<int>(threadIdx.x) % kLanes, cta = static_cast<int>(blockIdx.x);
   const int task = kSplitWarps == 1 ? cta * 8 + warp : cta;
   const int flat = task / 4, column = task % 4 * 128 + lane * 4;
+  launch_dependents();
   wait_for_prerequisites();
   if (flat >= problem.rows * problem.heads) return;
   const Splits splits = scratch.splits[flat];
@@ -165,16 +168,9 @@ void launch_merge(const DecodeProblem& problem, const DecodeScratch& scratch, in
   const int pairs = problem.rows * problem.heads;
   // Many splits of few rows: eight warps divide them.
   const bool many = ctas * Traits::kRows > pairs * 12;
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(many ? pairs * 4 : (pairs + 1) / 2));
-  config.blockDim = dim3(256);
-  config.stream = stream;
-  config.attrs = &early, config.numAttrs = 1;
   const auto kernel = many ? merge_kernel<Traits, 8> : merge_kernel<Traits, 1>;
-  check(cudaLaunchKernelEx(&config, kernel, problem, scratch), "attention_decode: merge");
+  const dim3 blocks(static_cast<unsigned>(many ? pairs * 4 : (pairs + 1) / 2));
+  launch_kernel("attention_decode: merge", kernel, {blocks, dim3(256)}, stream, problem, scratch);
 }
 
 template <class Traits>
@@ -184,22 +180,6 @@ void prepare() {
   allow_shared_memory<decode_kernel<Traits>>(kBytes);
 }
 
-cudaLaunchAttribute cluster_of(int ctas) {
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(ctas), 1, 1};
-  return cluster;
-}
-
-template <class Traits>
-cudaLaunchConfig_t config_of(cudaLaunchAttribute* cluster) {
-  cudaLaunchConfig_t config{};
-  config.blockDim = dim3(Traits::kThreads);
-  config.dynamicSmemBytes = sizeof(DecodeStorage<Traits>);
-  config.attrs = cluster, config.numAttrs = 1;
-  return config;
-}
-
 // How many clusters of so many CTAs the device runs at a time.
 template <class Traits>
 int resident_clusters(int cluster_ctas) {
@@ -207,9 +187,14 @@ int resident_clusters(int cluster_ctas) {
   std::atomic<int>& count = known[cluster_ctas];
   if (count.load(std::memory_order_relaxed) == 0) {
     prepare<Traits>();
-    cudaLaunchAttribute cluster = cluster_of(cluster_ctas);
-    cudaLaunchConfig_t config = config_of<Traits>(&cluster);
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(cluster_ctas), 1, 1};
+    cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(cluster_ctas));
+    config.blockDim = dim3(Traits::kThreads);
+    config.dynamicSmemBytes = sizeof(DecodeStorage<Traits>);
+    config.attrs = &cluster, config.numAttrs = 1;
     int clusters = 0;
     check(cudaOccupancyMaxActiveClusters(&clusters, decode_kernel<Traits>, &config),
           "cudaOccupancyMaxActiveClusters");
@@ -243,12 +228,10 @@ void launch_tensor(const DecodeProblem& problem, const DecodeShape& shape, CudaS
     launch.scratch = take_scratch<Traits>(stream, launch.parts * cluster_ctas, pairs);
   }
   const int clusters = shape.lined_up ? launch.parts : units_at_most(problem, unit_rows);
-  cudaLaunchAttribute cluster = cluster_of(cluster_ctas);
-  cudaLaunchConfig_t config = config_of<Traits>(&cluster);
-  config.gridDim = dim3(static_cast<unsigned>(clusters * cluster_ctas));
-  config.stream = stream.handle();
-  check(cudaLaunchKernelEx(&config, decode_kernel<Traits>, problem, launch, q_map, k_map),
-        "attention_decode");
+  const Grid grid{dim3(static_cast<unsigned>(clusters * cluster_ctas)), dim3(Traits::kThreads),
+                  sizeof(DecodeStorage<Traits>), static_cast<unsigned>(cluster_ctas)};
+  launch_kernel("attention_decode", decode_kernel<Traits>, grid, stream.handle(), problem, launch,
+                q_map, k_map);
   if (shape.lined_up)
     launch_merge<Traits>(problem, launch.scratch, clusters * cluster_ctas, stream.handle());
 }
