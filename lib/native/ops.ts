@@ -274,7 +274,10 @@ export class Ops {
     );
   }
 
-  /** Absorbed attention over the paged cache: [rows, heads, latent]. */
+  /**
+   * Absorbed attention over the paged cache: [rows, heads, latent]. `lse` [rows, heads] receives the
+   * log-sum-exp of the scores.
+   */
   attentionDecode(
     q: Tensor,
     cache: Tensor,
@@ -284,10 +287,12 @@ export class Ops {
     positions: Tensor,
     softmaxScale: number,
     range: KeyRange,
+    lse?: Tensor,
   ): Tensor {
     const out = this.activation(q.dim(0), q.dim(1), latent);
     this.run.AttentionDecode(
       out,
+      lse,
       q,
       cache,
       view.blockTable,

@@ -76,7 +76,8 @@ void read(Arguments& a, AbsorbQueryParams& p) {
   p.out = a.tensor(), p.q = a.tensor(), p.weight = a.tensor(), p.rope_table = a.tensor();
 }
 void read(Arguments& a, AttentionDecodeParams& p) {
-  p.out = a.tensor(), p.q = a.tensor(), p.cache = a.tensor(), p.block_table = a.tensor();
+  p.out = a.tensor(), p.lse = a.optional_tensor(), p.q = a.tensor(), p.cache = a.tensor();
+  p.block_table = a.tensor();
   p.first_local = a.tensor(), p.query_starts = a.tensor(), p.positions = a.tensor();
   p.softmax_scale = a.number(), p.range = a.key_range();
 }

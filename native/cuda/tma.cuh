@@ -72,6 +72,18 @@ __device__ __forceinline__ void tma_load_multicast(void* to, const TensorMap& ma
       : "memory");
 }
 
+__device__ __forceinline__ void tma_load_multicast(void* to, const TensorMap& map,
+                                                   uint64_t* barrier, int32_t x, int32_t y,
+                                                   int32_t z, uint16_t ctas,
+                                                   uint64_t policy = kEvictNormal) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6, %7;" ::"r"(
+          shared_address(to)),
+      "l"(&map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "h"(ctas), "l"(policy)
+      : "memory");
+}
+
 // Contiguous bytes, a multiple of 16 with aligned addresses.
 __device__ __forceinline__ void bulk_load(void* to, const void* from, uint32_t bytes,
                                           uint64_t* barrier, uint64_t policy = kEvictNormal) {
@@ -80,6 +92,14 @@ __device__ __forceinline__ void bulk_load(void* to, const void* from, uint32_t b
       "[%0], [%1], %2, [%3], %4;" ::"r"(shared_address(to)),
       "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
+}
+
+// Contiguous bytes back, as above; joins the thread's bulk group.
+__device__ __forceinline__ void bulk_store(void* to, const void* from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(
+                   __cvta_generic_to_global(to)),
+               "r"(shared_address(from)), "r"(bytes)
+               : "memory");
 }
 
 // Stores a box; what lies outside the tensor is not written. Needs a proxy_fence and a barrier after

@@ -117,22 +117,25 @@ export function slotOf(c: DecodeCase, host: DecodeInputs, sequence: number, j: n
   return id * blockTokens + (j % blockTokens);
 }
 
-function decodeReference(c: DecodeCase, host: DecodeInputs): Float64Array {
+/** `lse` of the rows of sequences only: padding has none. */
+function decodeReference(c: DecodeCase, host: DecodeInputs) {
   const width = c.latent + c.rope;
   const out = new Float64Array((host.q.values.length / width) * c.latent);
+  const lse = new Float64Array(host.starts.values.at(-1)! * c.heads);
   c.sequences.forEach((_, sequence) => {
     for (let t = host.starts.values[sequence]!; t < host.starts.values[sequence + 1]!; t++) {
       const slots = visibleKeys(c.range, host.positions.values[t]!).map((j) =>
         slotOf(c, host, sequence, j),
       );
-      for (let head = 0; head < c.heads; head++)
-        out.set(
-          attendRow(c, host, (t * c.heads + head) * width, slots),
-          (t * c.heads + head) * c.latent,
-        );
+      for (let head = 0; head < c.heads; head++) {
+        const row = t * c.heads + head;
+        const result = attendRow(c, host, row * width, slots);
+        out.set(result.out, row * c.latent);
+        lse[row] = result.lse;
+      }
     }
   });
-  return out;
+  return { out, lse };
 }
 
 function attendRow(
@@ -145,12 +148,12 @@ function attendRow(
   const scores = slots.map(
     (slot) => Math.fround(decodeScale) * dot(q.values, at, cache.values, slot * width, width),
   );
-  const { weights } = softmaxOf(scores);
+  const { weights, lse } = softmaxOf(scores);
   const out = new Float64Array(c.latent);
   slots.forEach((slot, i) => {
     for (let l = 0; l < c.latent; l++) out[l]! += weights[i]! * cache.values[slot * width + l]!;
   });
-  return out;
+  return { out, lse };
 }
 
 export const attentionDecode = defineCases({
@@ -245,6 +248,41 @@ export const attentionDecode = defineCases({
       ],
     },
     {
+      name: 'LongCat, 128 heads, two tokens',
+      ...longcat,
+      heads: 128,
+      range: fullRange,
+      sequences: [{ length: 1025, queries: 2 }],
+    },
+    {
+      name: 'LongCat, 20 heads, four tokens, short table',
+      ...longcat,
+      heads: 20,
+      sequences: straddling,
+      shortTable: true,
+      paddingRows: 1,
+    },
+    {
+      name: 'LongCat, 6 heads, sequences without tokens',
+      ...longcat,
+      heads: 6,
+      range: fullRange,
+      sequences: [
+        { length: 0, queries: 0 },
+        { length: 1023, queries: 3 },
+        { length: 500, queries: 0 },
+        { length: 4096, queries: 1 },
+        { length: 0, queries: 0 },
+      ],
+    },
+    {
+      name: 'LongCat, one head, short table',
+      ...longcat,
+      heads: 1,
+      sequences: mixed,
+      shortTable: true,
+    },
+    {
       name: 'LongCat, f32 cache',
       ...longcat,
       cache: 'f32',
@@ -270,10 +308,17 @@ export const attentionDecode = defineCases({
   inputs: decodeInputs,
   run: (ops, { q, cache, table, first, starts, positions }, c) => {
     const view = { blockTable: table, firstLocal: first };
+    const lse = ops.float(q.dim(0), c.heads);
+    const { latent, range } = c;
     return {
-      out: ops.attentionDecode(q, cache, c.latent, view, starts, positions, decodeScale, c.range),
+      out: ops.attentionDecode(q, cache, latent, view, starts, positions, decodeScale, range, lse),
+      lse,
     };
   },
-  reference: (c, host) => ({ out: decodeReference(c, host) }),
-  tolerance: () => ({ relative: 2e-6 }),
+  reference: decodeReference,
+  // Scores are sums in f32 of products of what the cache holds, whatever the type.
+  tolerance: (_, output) =>
+    output === 'lse'
+      ? { relative: 1e-5, absolute: 1e-4, inBf16: { relative: 1e-4, absolute: 1e-4 } }
+      : { relative: 2e-6 },
 });

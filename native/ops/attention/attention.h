@@ -34,8 +34,10 @@ struct AttentionPrefillParams {
 // of absolute index i below range.sink_blocks and first_local[b] + i - sink_blocks above: streaming
 // layers get a short table. Rows with position -1 are padding: their output is zero.
 //   score(t, j) = softmax_scale * q . cache[slot(j)],  out = sum softmax(score) cache[slot(j)][0:latent]
+//   lse = log sum exp(score); -inf for padding
 struct AttentionDecodeParams {
   Tensor out;           // act [rows, heads, latent]
+  Tensor lse;           // f32 [rows, heads], optional
   Tensor q;             // act [rows, heads, latent + rope]
   Tensor cache;         // f32 | bf16 [slots, latent + rope]; slot = block * 128 + offset
   Tensor block_table;   // i32 [sequences, entries]

@@ -14,6 +14,7 @@ void AttentionDecodeParams::check(DType act) const {
   expect("attention_decode: q", q, act, -1, -1, -1);
   const int64_t rows = q.dim(0), heads = q.dim(1), width = q.dim(2);
   expect("attention_decode: out", out, act, rows, heads, -1);
+  if (lse) expect("attention_decode: lse", lse, DType::kF32, rows, heads);
   loza::check(out.dim(2) <= width, "attention_decode: out ", out, " is wider than q ", q);
   loza::check(cache && (cache.dtype == DType::kF32 || cache.dtype == DType::kBF16),
               "attention_decode: cache is ", cache);
@@ -323,6 +324,8 @@ LOZA_MULTIVERSION void merge_head(const AttentionDecodeParams& params, const Sha
   float highest = kNothing, total = 0;
   for (int64_t i = 0; i < row.splits; i++) highest = std::max(highest, first[i * step + kHighest]);
   std::fill_n(out, shape.latent, 0.0f);
+  const Tensor& lse = params.lse;
+  if (lse) lse.as<float>()[row.row * lse.stride(0) + head * lse.stride(1)] = kNothing;
   if (highest == kNothing) return;
   for (int64_t i = 0; i < row.splits; i++) {
     const float* partial = first + i * step;
@@ -332,6 +335,8 @@ LOZA_MULTIVERSION void merge_head(const AttentionDecodeParams& params, const Sha
   }
   const float inverse = 1 / total;
   for (int64_t c = 0; c < shape.latent; c++) out[c] *= inverse;
+  if (lse)
+    lse.as<float>()[row.row * lse.stride(0) + head * lse.stride(1)] = highest + std::log(total);
 }
 
 struct PartialTag;

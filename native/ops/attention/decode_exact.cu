@@ -14,13 +14,14 @@ namespace {
 template <class Cache>
 struct DecodeParams {
   float* out;                   // [rows, heads, latent]
+  float* lse;                   // [rows, heads], or null
   const float* q;               // [rows, heads, width]
   const Cache* cache;           // [slots, width]
   const int32_t* block_table;   // [sequences, entries]
   const int32_t* first_local;   // [sequences]
   const int32_t* query_starts;  // [sequences + 1]
   const int32_t* positions;     // [rows]
-  int64_t out_row, out_head, q_row, q_head, cache_row, table_row, slots;
+  int64_t out_row, out_head, lse_row, lse_head, q_row, q_head, cache_row, table_row, slots;
   int latent, width, sequences, entries;
   float scale;
   KeyRange range;
@@ -98,6 +99,11 @@ __global__ void __launch_bounds__(kThreads)
   float* out = params.out + row * params.out_row + head * params.out_head;
   for (int i = thread; i < params.latent; i += kThreads)
     out[i] = position < 0 ? 0.0f : whole ? shared.sums[i] / softmax.total : not_a_number();
+  if (params.lse == nullptr || thread != 0) return;
+  params.lse[row * params.lse_row + head * params.lse_head] =
+      position < 0 ? negative_infinity()
+      : whole      ? softmax.highest + logf(softmax.total)
+                   : not_a_number();
 }
 
 }  // namespace
@@ -112,6 +118,7 @@ void launch_exact(const AttentionDecodeParams& params, CudaStream& stream) {
   with_float_type(cache.dtype, [&]<class Cache>(Cache) {
     const exact::DecodeParams<Cache> decode{
         .out = out.as<float>(),
+        .lse = params.lse ? params.lse.as<float>() : nullptr,
         .q = q.as<const float>(),
         .cache = cache.as<const Cache>(),
         .block_table = params.block_table.as<const int32_t>(),
@@ -120,6 +127,8 @@ void launch_exact(const AttentionDecodeParams& params, CudaStream& stream) {
         .positions = params.positions.as<const int32_t>(),
         .out_row = out.stride(0),
         .out_head = out.stride(1),
+        .lse_row = params.lse ? params.lse.stride(0) : 0,
+        .lse_head = params.lse ? params.lse.stride(1) : 0,
         .q_row = q.stride(0),
         .q_head = q.stride(1),
         .cache_row = cache.stride(0),

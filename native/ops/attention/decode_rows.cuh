@@ -1,47 +1,36 @@
 // Rows, blocks and slots of absorbed attention on CUDA, shared by its kernels.
 //
-// A row sees `blocks` visible blocks, counted from 0: its sinks, then its locals. A split is a run of
-// visible blocks whose length depends on their number only, so that a row gets the same bits in any
-// batch and with any form of table.
+// A row sees `blocks` visible blocks, counted from 0: its sinks, then its locals.
 #pragma once
-
-#include <algorithm>
 
 #include "cuda/attention_mma.cuh"
 #include "ops/attention/attention.h"
 
 namespace loza::cuda::attention {
 
-constexpr int kMinSplitBlocks = 2;  // blocks of a split, doubled
-constexpr int kMaxSplits = 128;     // until a row has at most so many
-
 // Strides are in elements; the last dimension of everything is contiguous.
 struct DecodeProblem {
   bf16* out;                    // [rows, heads, latent]
+  float* lse;                   // [rows, heads], or null
   const bf16* q;                // [rows, heads, width]
   const void* cache;            // [slots, width]
   const int32_t* block_table;   // [sequences, entries]
   const int32_t* first_local;   // [sequences]
   const int32_t* query_starts;  // [sequences + 1]
   const int32_t* positions;     // [rows]
-  float* sums;                  // scratch [rows of the launch, max_splits, heads, latent]
-  float* stats;                 // scratch [rows of the launch, max_splits, heads, 2]
   int64_t out_row, out_head, q_row, q_head, cache_row, table_row, slots;
-  int64_t first_local_step, starts_step, positions_step;
-  int64_t first_row;  // of the launch
-  int32_t heads, head_tiles, latent, width, sequences, entries, max_splits;
+  int64_t first_local_step, starts_step, positions_step, lse_row, lse_head;
+  int32_t rows, heads, latent, width, sequences, entries;
   float scale;  // softmax_scale log2(e): exponentials are powers of two
   KeyRange range;
 };
 
 struct Row {
   int32_t position = -1;
-  int32_t blocks = 0;        // visible ones; 0: the row becomes `nothing`
-  int32_t split_blocks = 1;  // visible blocks of a split
-  int32_t splits = 0;
-  int32_t sinks = 0;  // visible sinks
-  int32_t first = 0;  // first visible local block
-  int64_t shift = 0;  // from a local block to its entry
+  int32_t blocks = 0;  // visible ones; 0: the row becomes `nothing`
+  int32_t sinks = 0;   // visible sinks
+  int32_t first = 0;   // first visible local block
+  int64_t shift = 0;   // from a local block to its entry
   const int32_t* table = nullptr;
   float nothing = 0;
 };
@@ -80,9 +69,6 @@ __device__ inline Row describe_row(const DecodeProblem& problem, int64_t index) 
   row.sinks = sinks, row.first = first, row.shift = shift;
   row.table = problem.block_table + sequence * problem.table_row;
   row.blocks = sinks + locals;
-  row.split_blocks = kMinSplitBlocks;
-  while ((row.blocks + row.split_blocks - 1) / row.split_blocks > kMaxSplits) row.split_blocks *= 2;
-  row.splits = (row.blocks + row.split_blocks - 1) / row.split_blocks;
   return row;
 }
 
@@ -117,14 +103,16 @@ inline DecodeProblem describe(const AttentionDecodeParams& params) {
   problem.starts_step = params.query_starts.stride(0);
   problem.positions = params.positions.as<int32_t>();
   problem.positions_step = params.positions.stride(0);
+  if (params.lse) {
+    problem.lse = params.lse.as<float>();
+    problem.lse_row = params.lse.stride(0), problem.lse_head = params.lse.stride(1);
+  }
+  problem.rows = static_cast<int32_t>(q.dim(0));
   problem.heads = static_cast<int32_t>(q.dim(1));
   problem.latent = static_cast<int32_t>(out.dim(2));
   problem.width = static_cast<int32_t>(q.dim(2));
   problem.sequences = static_cast<int32_t>(params.block_table.dim(0));
   problem.entries = static_cast<int32_t>(params.block_table.dim(1));
-  // Every visible block has an entry.
-  const int splits = (problem.entries + kMinSplitBlocks - 1) / kMinSplitBlocks;
-  problem.max_splits = std::clamp(splits, 1, kMaxSplits);
   problem.scale = params.softmax_scale * kLog2e;
   problem.range = params.range;
   return problem;

@@ -83,13 +83,18 @@ __global__ void __launch_bounds__(kSimpleThreads) simple_kernel(const DecodeProb
     out[i] = __float2bfloat16(row.blocks == 0 ? row.nothing
                               : broken        ? not_a_number()
                                               : sums[i] / total);
+  if (problem.lse != nullptr && thread == 0)
+    problem.lse[index * problem.lse_row + head * problem.lse_head] =
+        row.blocks == 0 ? (row.position < 0 ? negative_infinity() : not_a_number())
+        : broken        ? not_a_number()
+                        : (highest + log2f(total)) * kLn2;
 }
 
 template <class Cache>
-void launch_simple(const DecodeProblem& problem, int64_t rows, cudaStream_t stream) {
+void launch_simple(const DecodeProblem& problem, cudaStream_t stream) {
   const size_t bytes = simple_bytes(problem);
   loza::check(bytes <= 48 * 1024, "attention_decode: no kernel for ", problem.width, " columns");
-  const auto grid = static_cast<unsigned>(rows * problem.heads);
+  const auto grid = static_cast<unsigned>(problem.rows * problem.heads);
   simple_kernel<Cache><<<grid, kSimpleThreads, bytes, stream>>>(problem);
   check_launch("attention_decode");
 }

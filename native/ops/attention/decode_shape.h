@@ -1,0 +1,79 @@
+// Which form of the tensor-core kernel a call takes. From the call's shapes only, so that a captured
+// graph keeps it.
+#pragma once
+
+#include <algorithm>
+
+#include "ops/attention/decode_rows.cuh"
+
+namespace loza {
+class CudaStream;
+}
+
+namespace loza::cuda::attention {
+
+struct DecodeShape {
+  int rows;               // of a CTA: 8, 16, 32, 56 (keys on M) or 64 (rows on M)
+  int groups = 1;         // CTAs that share tiles: a unit has groups * rows pairs
+  bool lined_up = false;  // else clustered
+  int shares = 1;         // clustered: of a unit's tiles
+};
+
+// Units of a call have `rows` pairs of query and head; a sequence's last may have fewer.
+inline int units_at_most(const DecodeProblem& problem, int rows) {
+  const int pairs = problem.rows * problem.heads;
+  if (problem.heads % rows == 0) return pairs / rows;
+  return (pairs + std::min(problem.sequences, problem.rows) * (rows - 1)) / rows;
+}
+
+// Forms of a sequence's few tiles, by their clocks on an H100 (2026-11-22).
+struct FormCost {
+  int rows, tile, exchange;  // clocks a tile, and to merge the shares
+};
+
+// `resident(ctas)`: how many clusters of so many CTAs the device runs at a time.
+template <class Resident>
+DecodeShape choose_clustered(const DecodeProblem& problem, int pairs, int tiles,
+                             const Resident& resident) {
+  constexpr FormCost kForms[] = {
+      {64, 2400, 6400}, {56, 2400, 5600}, {32, 2200, 3200}, {16, 2000, 1600}, {8, 1900, 800}};
+  DecodeShape best{.rows = 64};
+  int64_t least = INT64_MAX;
+  for (const FormCost& form : kForms) {
+    if (form.rows == 56 && pairs > 56) continue;
+    const int units = units_at_most(problem, form.rows);
+    int shares = 1;
+    while (shares < 8 && units <= resident(form.rows, 2 * shares)) shares *= 2;
+    const int waves = (units + resident(form.rows, 1) - 1) / resident(form.rows, 1);
+    const int64_t cost = int64_t{waves} * ((tiles + shares - 1) / shares) * form.tile +
+                         (shares > 1 ? form.exchange : 0);
+    if (cost >= least) continue;
+    least = cost;
+    best = {.rows = form.rows, .shares = shares};
+  }
+  return best;
+}
+
+template <class Resident>
+DecodeShape choose_shape(const DecodeProblem& problem, const Resident& resident) {
+  constexpr int kFewBlocks = 12;  // of a sequence: a cluster can have them all
+  const int sequences = std::max(1, std::min(problem.sequences, problem.rows));
+  const int pairs = (problem.rows + sequences - 1) / sequences * problem.heads;
+  const auto blocks = static_cast<int>(std::min<int64_t>(
+      problem.entries, int64_t{problem.range.sink_blocks} + problem.range.local_blocks));
+  if (blocks <= kFewBlocks) return choose_clustered(problem, pairs, 2 * blocks, resident);
+  const int rows = pairs <= 8 ? 8 : pairs <= 16 ? 16 : pairs <= 32 ? 32 : pairs <= 56 ? 56 : 64;
+  constexpr int kMostGroups = 4, kShortBlocks = 80;  // short: little work for all SMs
+  if (rows == 64 && pairs <= 64 && sequences * problem.entries <= kShortBlocks)
+    return {.rows = 16, .groups = 4, .lined_up = true};  // a quarter of the partial results
+  return {.rows = rows,
+          .groups = std::clamp((pairs + rows - 1) / rows, 1, kMostGroups),
+          .lined_up = true};
+}
+
+DecodeShape choose_shape(const DecodeProblem& problem);
+
+// The kernel in one form, whatever choose_shape says.
+void launch_shape(const DecodeProblem& problem, const DecodeShape& shape, CudaStream& stream);
+
+}  // namespace loza::cuda::attention

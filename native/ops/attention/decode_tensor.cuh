@@ -1,0 +1,124 @@
+// Absorbed attention with Hopper's matrix instructions: latent 512, rope 64, bf16 cache.
+//
+// A CTA has three warpgroups and a warp that copies:
+//   producer  finds the CTA's work (decode_plan.cuh) and brings queries and tiles of 64 keys to shared
+//             memory with bulk tensor copies, ahead of the others by as many tiles as fit;
+//   scores    q k^T of a tile, mask, online softmax; writes the numerators p and by how much the
+//             sums so far shrink;
+//   values    two warpgroups, 256 latent columns each: sums += p k[:, :512] in registers, while the
+//             scores of the next tile are made.
+// Rows (pairs of query and head) are the M side of the instructions, 64 at a time; or (`kSwapped`) the
+// N side with keys and latent columns on M, so that 8 or 16 rows need no padding.
+#pragma once
+
+#include "cuda/tma.cuh"
+#include "cuda/wgmma.cuh"
+#include "ops/attention/decode_plan.cuh"
+
+namespace loza::cuda::attention {
+
+template <int kRows_, bool kSwapped_, int kStages_>
+struct DecodeTraits {
+  static constexpr int kRows = kRows_;  // pairs of query and head
+  static constexpr bool kSwapped = kSwapped_;
+  static constexpr int kStages = kStages_;
+  static constexpr int kWidth = 576, kLatent = 512;
+  static constexpr int kPanel = 64;  // columns of 128 bytes, which the copies permute
+  static constexpr int kPanels = kWidth / kPanel, kLatentPanels = kLatent / kPanel;
+  static constexpr int kArrivals = 3;  // barriers of a tile, so that scores can begin early
+  static constexpr int kArrivalPanels = kPanels / kArrivals;
+  static constexpr int kPanelBytes = kTileKeys * kPanel * 2;
+  static constexpr int kScores = kRows * kTileKeys / 128;      // of a thread
+  static constexpr int kScoreRows = kSwapped ? kRows / 4 : 2;  // rows that a thread has scores of
+  static constexpr int kColumns = kLatent / 2;                 // of a values warpgroup
+  static constexpr int kChainColumns = kSwapped ? 64 : 128;    // of one instruction
+  static constexpr int kChains = kColumns / kChainColumns;
+  static constexpr int kSums = kRows * kColumns / 128 / kChains;  // of a thread and chain
+  // Rows of staged sums and results, padded so that a warp's threads write to different banks.
+  static constexpr int kSumsRow = kLatent + (kSwapped ? 4 : 8), kResultsRow = kLatent + 8;
+  static constexpr int kScoreThreads = 128, kMergeThreads = 384, kThreads = 512;
+};
+
+enum DecodeBarrier : uint32_t { kScoresBarrier = 1, kValuesBarrier = 2, kMergeBarrier = 3 };
+
+template <class Traits>
+struct DecodeStorage {
+  union {
+    alignas(1024) bf16 k[Traits::kStages][Traits::kPanels][kTileKeys * Traits::kPanel];
+    float sums[Traits::kRows * Traits::kSumsRow];  // at the end of the CTA's work
+    bf16 results[Traits::kRows * Traits::kResultsRow];
+  };
+  alignas(1024) bf16 q[Traits::kPanels][Traits::kRows * Traits::kPanel];
+  alignas(1024) bf16 p[Traits::kRows * kTileKeys];
+  float exchange[Traits::kSwapped ? 2 : 1][4][Traits::kSwapped ? Traits::kRows : 1];
+  float shrink[Traits::kRows];
+  float highest[Traits::kRows], total[Traits::kRows];  // of the work's end
+  int32_t limit[Traits::kRows], local[Traits::kRows];  // last and first local position a row sees
+  Work work;
+  uint64_t k_full[Traits::kStages][Traits::kArrivals], k_empty[Traits::kStages];
+  uint64_t q_full, p_full, p_empty, work_full, work_empty;
+};
+
+struct DecodeScratch {
+  float* sums;     // [2 CTAs, kRows, latent]
+  float* stats;    // [2 CTAs, kRows, 2]: highest score in powers of two, total
+  Splits* splits;  // [rows, heads]
+};
+
+struct DecodeLaunch {
+  DecodeScratch scratch;
+  int32_t parts;      // lined up: clusters; 0: clustered
+  int32_t groups;     // CTAs that share tiles
+  int32_t shares;     // clustered: of a unit
+  int32_t row_units;  // units of a row, 0 where a unit may have several rows
+  bool read_once;     // no other unit reads the same keys
+};
+
+// Counts uses of a ring of buffers: which one, and the parity of its barriers' phase.
+template <int kCount>
+struct Ring {
+  int32_t index = 0;
+  uint32_t parity = 0;
+  __device__ void advance() {
+    if (++index == kCount) index = 0, parity ^= 1;
+  }
+};
+
+template <class Traits>
+__device__ void init_barriers(DecodeStorage<Traits>& shared, int groups) {
+  for (int s = 0; s < Traits::kStages; s++) {
+    for (auto& barrier : shared.k_full[s]) barrier_init(&barrier, 1);
+    barrier_init(&shared.k_empty[s], 8 * groups);
+  }
+  barrier_init(&shared.q_full, 1);
+  barrier_init(&shared.p_full, 4);
+  barrier_init(&shared.p_empty, 8);
+  barrier_init(&shared.work_full, 1);
+  barrier_init(&shared.work_empty, 12 * groups);
+  barrier_init_fence();
+}
+
+// All of the warp's accesses so far, then one arrival.
+__device__ __forceinline__ void warp_arrive(uint64_t* barrier, int lane) {
+  __syncwarp();
+  if (lane == 0) barrier_arrive(barrier);
+}
+
+// The same at the barrier of each CTA that shares tiles with this one.
+__device__ __forceinline__ void warp_arrive_all(uint64_t* barrier, int lane, int groups) {
+  __syncwarp();
+  if (groups == 1) {
+    if (lane == 0) barrier_arrive(barrier);
+  } else if (lane < groups) {
+    barrier_arrive_remote(barrier, cluster_rank() / groups * groups + lane);
+  }
+}
+
+// The rows of a thread's scores and sums: row 16 warp + g (+ 8), or all columns 8 i + 2 j (+ 1) if swapped.
+template <class Traits>
+__device__ int score_row(int warp, int lane, int index) {
+  if constexpr (Traits::kSwapped) return index / 2 * 8 + lane % 4 * 2 + index % 2;
+  return warp * 16 + lane / 4 + index * 8;
+}
+
+}  // namespace loza::cuda::attention
