@@ -90,10 +90,15 @@ export class GenerateJob implements Job {
   plan(sequence: Sequence, count: number): { sample?: SamplingRow } {
     if (sequence.computed + count < sequence.tokens.length) return {};
     const { temperature, topK, topP, minP, repetitionPenalty, seed, logprobs } = this.params;
-    const counter = this.tokens.length;
+    // Not the tokens that were received: the step before this one may still be on its way.
+    const counter = sequence.computed + count - this.prompt.length;
     const alternatives = logprobs === false ? 0 : logprobs;
     const row = { temperature, topK, topP, minP, repetitionPenalty, seed, counter, alternatives };
     return { sample: this.seen ? { ...row, seen: this.seen } : row };
+  }
+
+  stopsAt(token: number): boolean {
+    return this.stopIds.has(token);
   }
 
   receive(sequence: Sequence, output: StepOutput): boolean {
@@ -127,7 +132,7 @@ export class GenerateJob implements Job {
 
   /** The text a token adds, and why it is the last one if it is. */
   private textOf(token: number): { text: string; reason: FinishReason | undefined } {
-    const ended = this.stopIds.has(token);
+    const ended = this.stopsAt(token);
     const last = ended || this.tokens.length >= this.maxNewTokens;
     let raw = ended ? '' : (this.detokenizer?.push(token) ?? '');
     if (last) raw += this.detokenizer?.flush() ?? '';
@@ -150,7 +155,7 @@ export class GenerateJob implements Job {
     const completionTokens = this.tokens.length;
     const firstTokenMs = this.firstTokenAt - this.started;
     const decodeMs = performance.now() - this.firstTokenAt;
-    const { resident, full } = sequence.kvBytes;
+    const { resident, full } = sequence.kvBytes(promptTokens + completionTokens - 1);
     const result: GenerateResult = {
       text: this.text,
       tokens: Int32Array.from(this.tokens),

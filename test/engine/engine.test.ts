@@ -1,5 +1,6 @@
 import fc from 'fast-check';
 import type { Engine } from '../../lib/engine/engine';
+import type { Job } from '../../lib/engine/job';
 import { ScoreJob } from '../../lib/engine/score-job';
 import { blocksFor } from '../../lib/kv/layer-group';
 import { expectLozaError } from '../support/errors';
@@ -154,6 +155,77 @@ test('a score job gets its logits in order, chunk by chunk', async () => {
   await idle(engine, runner);
 });
 
+describe('a step that follows another', () => {
+  /** Steps that were enqueued while each ran. */
+  const depths = (runner: FakeRunner): number[] => {
+    const seen: number[] = [];
+    runner.during = () => seen.push(runner.steps.length - seen.length - 1);
+    return seen;
+  };
+
+  test('is enqueued while that one runs, and none for tokens that nobody wants', async () => {
+    const runner = new FakeRunner(16);
+    const ahead = depths(runner);
+    const engine = makeEngine(runner);
+    const job = new TestJob(5, 6);
+    engine.submit(job);
+    await job.settled;
+    expectWhole([job]);
+    expect(ahead).toEqual([0, 1, 1, 1, 1, 0]); // the prompt, five tokens
+    await idle(engine, runner);
+  });
+
+  test('is not, where the device cannot go on alone', async () => {
+    const runner = new FakeRunner(16);
+    runner.followed = false;
+    const ahead = depths(runner);
+    const engine = makeEngine(runner);
+    const job = new TestJob(5, 6);
+    engine.submit(job);
+    await job.settled;
+    expect(ahead).toEqual([0, 0, 0, 0, 0, 0]);
+    await idle(engine, runner);
+  });
+
+  test('waits for a job that can join', async () => {
+    const runner = new FakeRunner(16);
+    const ahead = depths(runner);
+    const engine = makeEngine(runner);
+    const [first, second] = [new TestJob(5, 30), new TestJob(70, 10, 2)];
+    first.onReceive = () => first.tokens.length === 10 && engine.submit(second);
+    engine.submit(first);
+    await Promise.all([first.settled, second.settled]);
+    expectWhole([first, second]);
+    expect(ahead.filter((depth) => depth === 0).length).toBeLessThanOrEqual(6);
+    expect(Math.max(...ahead)).toBe(1);
+    await idle(engine, runner);
+  });
+
+  test.each([
+    ['the token tells', 1],
+    ['its text tells', 2],
+  ])('is dropped where a job stops before; %s', async (_, dropped) => {
+    const runner = new FakeRunner(16);
+    const engine = makeEngine(runner);
+    const [other, stopped] = [new TestJob(5, 60), new TestJob(127, 60, 2)];
+    const receive = stopped.receive.bind(stopped);
+    const computed: number[] = [];
+    stopped.receive = (sequence, output) => {
+      computed.push(sequence.computed);
+      return receive(sequence, output) || stopped.tokens.length === 3;
+    };
+    const last = stopped.expected[2];
+    if (dropped === 1) (stopped as Job).stopsAt = (token) => token === last;
+    submitAll(engine, [other, stopped]);
+    await other.settled;
+    expectWhole([other]);
+    expect(stopped.errors).toEqual([]);
+    expect(stopped.tokens).toEqual(stopped.expected.slice(0, 3));
+    expect(computed).toEqual([64, 127, 130, 129 + dropped]); // with three tokens it needs 129
+    await idle(engine, runner);
+  });
+});
+
 // ---- Random workloads ----
 
 interface Event {
@@ -180,8 +252,10 @@ test('random workloads: the tokens of each job alone, nothing leaks, nobody star
     fc.asyncProperty(
       engines,
       fc.array(event, { minLength: 4, maxLength: 24 }),
-      async (l, events) => {
+      fc.boolean(),
+      async (l, events, followed) => {
         const runner = new FakeRunner(12, 12);
+        runner.followed = followed;
         const engine = makeEngine(runner, l);
         await play(
           engine,
