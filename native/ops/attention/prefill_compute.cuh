@@ -37,6 +37,7 @@ struct Consumer {
     return group * Traits::kConsumerRows + thread / kLanes * 16 + thread % kLanes / 4 + 8 * r;
   }
   __device__ void release(uint64_t* barrier) const {
+    __syncwarp();  // all lanes have read what the producer may now overwrite
     if (thread % kLanes == 0) barrier_arrive(barrier);
   }
   __device__ void take_turn() const { named_barrier_sync(kTurn + group, 2 * Traits::kWarpgroup); }
