@@ -54,7 +54,7 @@ export interface BenchRow extends BenchOrigin {
   peak_memory_bytes: number | null;
   predicted_peak_bytes: number;
   attention_share: number | null;
-  roofline_share: number;
+  roofline_share: number | null;
   /** Against the first arm. */
   speedup: number | null;
   speedup_stddev: number | null;
@@ -90,6 +90,7 @@ function describeTest(
   );
   const first = samples.flatMap(({ firstToken = [] }) => firstToken);
   const kv = samples[0]?.kv ?? { resident: 0, full: 0 };
+  const rooflineShare = leastSeconds === undefined ? null : leastSeconds / (time.mean * 1e-9);
   const user = generate > 0 ? 1000 / statistics(steps).mean : null;
   const speedup = base && ratio(totals(base), totals(result));
   return {
@@ -106,7 +107,7 @@ function describeTest(
     step_p99_ms: percentile(steps, 0.99),
     ...{ kv_resident_bytes: kv.resident, kv_freed_bytes: kv.full - kv.resident },
     ...{ peak_memory_bytes: memory.peak ?? null, predicted_peak_bytes: memory.predictedPeak },
-    ...{ attention_share: attentionShare, roofline_share: leastSeconds / (time.mean * 1e-9) },
+    ...{ attention_share: attentionShare, roofline_share: rooflineShare },
     ...{ speedup: speedup?.mean ?? null, speedup_stddev: speedup?.sd ?? null },
   };
 }
@@ -135,7 +136,7 @@ export function describeRows(rows: readonly BenchRow[]): string {
   behind.push('KV resident', 'KV freed', 'peak memory', 'predicted');
   const costs = rows.map((row) => [
     ...[row.test, row.attention, String(row.batch_size), or(row.attention_share, formatPercent)],
-    formatPercent(row.roofline_share),
+    or(row.roofline_share, formatPercent),
     ...[formatBytes(row.kv_resident_bytes), formatBytes(row.kv_freed_bytes)],
     ...[or(row.peak_memory_bytes, formatBytes), formatBytes(row.predicted_peak_bytes)],
   ]);
@@ -171,9 +172,12 @@ export const describeVerdict = ({
 /** Comma-separated, one row a line; lists and objects are left to JSON. */
 export function formatCsv(rows: readonly BenchRow[]): string {
   const plain = rows.map((row) =>
-    Object.entries(row).filter(([, value]) => value === null || typeof value !== 'object'),
+    (Object.entries(row) as [string, BenchRow[keyof BenchRow]][]).filter(
+      ([, value]) => value === null || typeof value !== 'object',
+    ),
   );
-  const quote = (value: unknown): string => `"${String(value ?? '').replaceAll('"', '""')}"`;
+  const quote = (value: BenchRow[keyof BenchRow]): string =>
+    `"${(value ?? '').toString().replaceAll('"', '""')}"`;
   const titles = (plain[0] ?? []).map(([name]) => name).join(',');
   return [titles, ...plain.map((row) => row.map(([, value]) => quote(value)).join(','))].join('\n');
 }
@@ -197,7 +201,7 @@ export function planRows(arms: readonly Arm[], tests: readonly BenchTest[]): Pla
       ...{ attention: arm.name, layer_type: layerType, weights_bytes: weights },
       ...{ kv_pool_bytes: kv, predicted_peak_bytes: predictedPeak },
       tests: tests.map((test) => {
-        const { resident, full } = arm.dry.holdings(test.batch, testLength(test), test.chunk);
+        const { resident, full } = arm.dry.holdings(test.batch, testLength(test));
         return {
           ...{ test: testLabel(test), batch_size: test.batch },
           ...{ kv_resident_bytes: resident, kv_freed_bytes: full - resident },

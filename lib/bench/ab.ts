@@ -33,8 +33,8 @@ export interface TestResult {
   samples: TestSample[];
   /** Of the time of a typical step, by the clock of the device; undefined where that is too long. */
   attentionShare: number | undefined;
-  /** Seconds that the operations take at the measured limits. */
-  leastSeconds: number;
+  /** Seconds that the operations take at the measured limits; undefined where none are measured. */
+  leastSeconds: number | undefined;
 }
 
 export interface ArmResult {
@@ -82,7 +82,8 @@ function needs(tests: readonly BenchTest[]) {
   return {
     maxTokens: most((test) => test.batch * (Math.ceil(testLength(test) / 128) * 128 + 128), 512),
     maxSequences: most(({ batch }) => batch, 1),
-    chunkTokens: most(({ chunk }) => chunk, 256),
+    // A depth that is computed is read in chunks too.
+    chunkTokens: most(({ prompt, depth, chunk }) => Math.min(Math.max(prompt, depth), chunk), 256),
   };
 }
 
@@ -110,7 +111,8 @@ function typicalSteps({ prompt, generate, depth, batch, chunk }: BenchTest): Sta
 }
 
 export interface CompareOptions {
-  limits: MeasuredLimits;
+  /** undefined: times are not compared with limits. */
+  limits: MeasuredLimits | undefined;
   run: RunOptions;
   /** Whether to record where the time goes. */
   attention: boolean;
@@ -166,7 +168,7 @@ async function measureArm(
   const results: TestResult[] = [];
   for (const test of tests) {
     const samples = await runTest(loaded, test, run);
-    const leastSeconds = arm.dry.leastTestSeconds(test, limits);
+    const leastSeconds = limits && arm.dry.leastTestSeconds(test, limits);
     results.push({ test, samples, leastSeconds, attentionShare: undefined });
   }
   // Read before the recorded steps below, which take memory of their own.
@@ -185,7 +187,7 @@ async function measureShare(
   loaded: LoadedModel,
   { dry, plan }: Arm,
   test: BenchTest,
-  { emptyLaunchNs }: MeasuredLimits,
+  limits: MeasuredLimits | undefined,
 ): Promise<number | undefined> {
   const step = typicalSteps(test).at(-1);
   if (step === undefined) return undefined;
@@ -193,9 +195,10 @@ async function measureShare(
   if (dry.step(batch, count, position).calls.length > mostCalls) return undefined;
   const facts = { count, position, realExperts: realExpertShare(plan) };
   const { calls } = await timeDevice(loaded, step, facts, 1);
+  const reading = (limits?.emptyLaunchNs ?? 0) / 1000;
   let [attention, all] = [0, 0];
   for (const { operation, microseconds } of calls) {
-    const net = Math.max(microseconds - emptyLaunchNs / 1000, 0);
+    const net = Math.max(microseconds - reading, 0);
     all += net;
     if (operation.startsWith('Attention')) attention += net;
   }

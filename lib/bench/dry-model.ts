@@ -3,7 +3,7 @@ import { placeholder } from '../checkpoint/weights';
 import type { Sequence } from '../engine/sequence';
 import { batchLimits, cacheType, makeGroups, uploadAngles, type LoadPlan } from '../load-model';
 import type { ResolvedLoadOptions } from '../load-options';
-import { blockTokens, type LayerGroup } from '../kv/layer-group';
+import type { LayerGroup } from '../kv/layer-group';
 import type { Model } from '../model/model';
 import type { DeviceKind, NativeArena, NativeOperation, NativeStream } from '../native/binding';
 import { Arena, Stream, type Purpose } from '../native/device';
@@ -76,7 +76,6 @@ export class DryModel {
     const work = seat(groups, {
       batch,
       depth: position,
-      chunk: Math.max(count, blockTokens),
       tokens: () => [],
     }).map((sequence) => ({ sequence, count }));
     const calls: DryStep['calls'] = [];
@@ -151,11 +150,10 @@ export class DryModel {
   }
 
   /** KV bytes that sequences of this length hold, and would hold were all attentions full. */
-  holdings(batch: number, length: number, chunk: number): { resident: number; full: number } {
+  holdings(batch: number, length: number): { resident: number; full: number } {
     const seating = {
       batch: 1,
       depth: length,
-      chunk: Math.max(chunk, blockTokens),
       tokens: () => [],
     };
     const [sequence] = seat(this.groups, seating) as [Sequence];

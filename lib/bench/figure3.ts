@@ -1,5 +1,4 @@
 import { throwIfAborted } from '../errors';
-import { blockTokens } from '../kv/layer-group';
 import type { LoadedModel, LoadPlan } from '../load-model';
 import type { DeviceKind } from '../native/binding';
 import { fullRange, type KeyRange } from '../native/ops';
@@ -76,7 +75,11 @@ export async function measureFigure(
   dir: string,
   arms: readonly [full: Arm, loza: Arm],
   plan: FigurePlan,
-  { kind, limits, effort }: { kind: DeviceKind; limits: MeasuredLimits; effort: Effort },
+  {
+    kind,
+    limits,
+    effort,
+  }: { kind: DeviceKind; limits: MeasuredLimits | undefined; effort: Effort },
   watching: Watching,
 ): Promise<MeasuredFigure> {
   const kernel = await measureKernels(arms[1].plan, plan, { kind, limits, effort }, watching);
@@ -93,8 +96,8 @@ export async function measureFigure(
     const times = { full: full[name], loza: loza[name] };
     const least = { full: leastOf(arms[0].dry), loza: leastOf(arms[1].dry) };
     return joinArms(name, plan, times, {
-      full: least.full(name, plan, limits),
-      loza: least.loza(name, plan, limits),
+      full: limits && least.full(name, plan, limits),
+      loza: limits && least.loza(name, plan, limits),
     });
   };
   const panels = { kernel, prefill: panel('prefill'), decode: panel('decode') };
@@ -144,7 +147,7 @@ function joinArms(
   name: PanelName,
   { from, to, batchAt, kernelBatch }: FigurePlan,
   times: ByArm<readonly number[]>,
-  least: ByArm<readonly number[] | undefined>,
+  least: ByArm<readonly (number | undefined)[] | undefined>,
 ): FigurePoint[] {
   const batch = { kernel: () => kernelBatch, prefill: () => 1, decode: batchAt }[name];
   return panelContexts(name, from, to).map((context, i) => {
@@ -175,7 +178,7 @@ function kernelRows({ model, pattern }: LoadPlan, plan: FigurePlan): KernelPair[
 async function measureKernels(
   model: LoadPlan,
   plan: FigurePlan,
-  { kind, limits, effort }: { kind: DeviceKind; limits: Limits; effort: Effort },
+  { kind, limits, effort }: { kind: DeviceKind; limits: Limits | undefined; effort: Effort },
   { signal, onPoint }: Watching,
 ): Promise<FigurePoint[]> {
   const bench = new Workbench(kind);
@@ -188,10 +191,10 @@ async function measureKernels(
     return nanoseconds * 1e-9;
   };
   const least = (row: KernelPair['full']) =>
-    roofline(decodeKernel(row).work(bench.activationBytes), limits).seconds;
+    limits && roofline(decodeKernel(row).work(bench.activationBytes), limits).seconds;
   try {
     const times: ByArm<number[]> = { full: [], loza: [] };
-    const limit: ByArm<number[]> = { full: [], loza: [] };
+    const limit: ByArm<(number | undefined)[]> = { full: [], loza: [] };
     for (const pair of kernelRows(model, plan)) {
       for (const arm of ['full', 'loza'] as const) {
         times[arm].push(await time(pair[arm]));
@@ -250,7 +253,7 @@ async function readPrompt(
   const { length, step, contexts, seed } = what;
   const draw = randomIntegers(seed, loaded.plan.model.mla.vocabSize);
   const tokens = () => Array.from({ length }, draw);
-  const seating = { batch: 1, depth: 0, chunk: step, tokens };
+  const seating = { batch: 1, depth: 0, tokens };
   const [sequence] = seat(loaded.groups, seating);
   if (sequence === undefined) return [];
   const times: number[] = [];
@@ -281,10 +284,7 @@ async function measureDecode(
     const tokens = () => Array.from({ length: count }, draw);
     const batch = plan.batchAt(context);
     const depth = context - count; // so that steps stay within a bucket of recorded graphs
-    const sequences = seat(groups, {
-      ...{ batch, depth, tokens },
-      chunk: Math.max(plan.chunk, blockTokens),
-    });
+    const sequences = seat(groups, { batch, depth, tokens });
     const times: number[] = [];
     try {
       for (let i = 0; i < count; i++) {

@@ -31,7 +31,7 @@ export async function tryModel(loaded: LoadedModel, seed: number): Promise<GateR
   const draw = randomIntegers(seed, plan.model.mla.vocabSize);
   const prompt = Array.from({ length: promptTokens }, draw);
   const run = async (alternatives: number) => {
-    const seating = { batch: 1, depth: 0, chunk: promptTokens, tokens: () => prompt };
+    const seating = { batch: 1, depth: 0, tokens: () => prompt };
     const [sequence] = seat(groups, seating) as [Sequence];
     try {
       const sample = { ...greedy, alternatives };

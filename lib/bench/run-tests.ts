@@ -2,7 +2,6 @@ import { performance } from 'node:perf_hooks';
 
 import type { Sequence } from '../engine/sequence';
 import { throwIfAborted } from '../errors';
-import { blockTokens } from '../kv/layer-group';
 import type { LoadedModel } from '../load-model';
 import type { StepWork } from '../runner/model-runner';
 import { testLength, type BenchTest } from './grammar';
@@ -62,10 +61,7 @@ async function runOnce(
   const { batch, chunk, depth } = test;
   const length = testLength(test) - (randomDepth ? depth : 0);
   const tokens = () => Array.from({ length }, draw);
-  const sequences = seat(groups, {
-    ...{ batch, tokens, depth: randomDepth ? depth : 0 },
-    chunk: Math.max(chunk, blockTokens),
-  });
+  const sequences = seat(groups, { batch, tokens, depth: randomDepth ? depth : 0 });
   try {
     if (!randomDepth) await readPrompts(loaded, sequences, depth, chunk, signal);
     const start = performance.now();

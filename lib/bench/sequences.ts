@@ -1,5 +1,5 @@
 import { Sequence } from '../engine/sequence';
-import type { LayerGroup } from '../kv/layer-group';
+import { blockTokens, type LayerGroup } from '../kv/layer-group';
 import type { SamplingRow } from '../runner/sampling-row';
 
 export const greedy: SamplingRow = {
@@ -11,23 +11,22 @@ export interface Seating {
   batch: number;
   /** Tokens whose cache rows are taken as they lie there. */
   depth: number;
-  /** Tokens that go by at a time: what streaming attentions hold at once. */
-  chunk: number;
   /** What follows in each sequence: different tokens go to different experts. */
   tokens: (index: number) => readonly number[];
 }
 
 /** Sequences that have `depth` tokens in the cache without having computed them. */
 export function seat(groups: readonly LayerGroup[], seating: Seating): Sequence[] {
-  const { batch, depth, chunk, tokens } = seating;
+  const { batch, depth, tokens } = seating;
   const filler = new Array<number>(depth).fill(0);
   const sequences: Sequence[] = [];
   try {
     for (let i = 0; i < batch; i++) {
       const sequence = new Sequence(filler.concat(tokens(i)), groups);
       sequences.push(sequence);
-      for (let at = 0; at < depth; at += chunk) {
-        const count = Math.min(chunk, depth - at);
+      // Block by block, so that streaming attentions never hold more than their window.
+      for (let at = 0; at < depth; at += blockTokens) {
+        const count = Math.min(blockTokens, depth - at);
         sequence.extend(count);
         sequence.advance(count);
       }

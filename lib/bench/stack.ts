@@ -1,7 +1,6 @@
 import { performance } from 'node:perf_hooks';
 
 import { throwIfAborted } from '../errors';
-import { blockTokens } from '../kv/layer-group';
 import type { LoadedModel } from '../load-model';
 import { planBatch } from '../runner/batch';
 import { packIntegers, packSettings } from '../runner/sampling-row';
@@ -152,8 +151,11 @@ function startSequences(
   const length = count * steps;
   const tokens = (index: number) =>
     Array.from({ length }, (_, i) => ((i + 1) * (2 * index + 1) * 7919) % vocabSize);
-  const seating = { batch, depth: position, chunk: Math.max(count, blockTokens), tokens };
-  return seat(groups, seating).map((sequence) => ({ sequence, count, sample: greedy }));
+  return seat(groups, { batch, depth: position, tokens }).map((sequence) => ({
+    sequence,
+    count,
+    sample: greedy,
+  }));
 }
 
 function release(work: readonly StepWork[]): void {

@@ -12,7 +12,7 @@ import {
 } from '../bench/figure3';
 import { describeFigure, drawFigure, type FigureReport } from '../bench/figure3-report';
 import { parseCount } from '../bench/grammar';
-import { fullSizes, smallSizes } from '../bench/kernel-case';
+import { fullSizes } from '../bench/kernel-case';
 import { measureLimitsOf } from '../bench/kernels';
 import { h20 } from '../bench/limits';
 import { panelContexts } from '../bench/paper';
@@ -183,8 +183,9 @@ async function measure(
   kind: DeviceKind,
   context: Context,
 ): Promise<MeasuredFigure> {
-  const [sizes, effort] = kind === 'cpu' ? [smallSizes, leastEffort] : [fullSizes, usualEffort];
-  const limits = await measureLimitsOf(kind, sizes, effort);
+  // A CPU has no tensor cores whose rate would be a limit.
+  const limits = kind === 'cuda' ? await measureLimitsOf(kind, fullSizes, usualEffort) : undefined;
+  const effort = kind === 'cuda' ? usualEffort : leastEffort;
   const { from, to } = plan;
   const ofKernel = panelContexts('kernel', from, to).length;
   const total = ofKernel + 4 * panelContexts('decode', from, to).length;

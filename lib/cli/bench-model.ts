@@ -14,10 +14,10 @@ import {
 } from '../bench/ab-report';
 import type { Blocks } from '../bench/arms';
 import { expandTests, parseCounts, parsePair, testLength, type BenchTest } from '../bench/grammar';
-import { fullSizes, smallSizes } from '../bench/kernel-case';
+import { fullSizes } from '../bench/kernel-case';
 import { measureLimitsOf } from '../bench/kernels';
 import { readProvenance } from '../bench/provenance';
-import { leastEffort, usualEffort } from '../bench/stopwatch';
+import { usualEffort } from '../bench/stopwatch';
 import { describePlan } from '../model-info';
 import type { DeviceKind } from '../native/binding';
 import { bundledModel, readBuildInfo } from './build-info';
@@ -67,7 +67,8 @@ Tokens are random, decided by --seed, and the same in every arm of --attention: 
 loza (as the config says; every other one for dummy weights without a pattern) or digits. The first
 arm is what the speed-ups refer to. Before an arm is timed, its logits must be finite, recorded and
 eager decode steps must agree, and so must the arms on a prompt that every window holds.
-"of the roofline": the sum of all operations at the limits measured in the same run, over the time.
+"of the roofline": the sum of all operations at the limits measured in the same run, over the time
+(on a GPU).
 "attention share": of the operations of a typical step, on the device's clock.
 
 Examples:
@@ -137,12 +138,7 @@ async function benchModel(dir: string, flags: BenchFlags, context: Context): Pro
   const tests = readTests(flags);
   const { arms, kind } = await readArms(dir, flags, tests);
   if (flags.dryRun) return printPlan(arms, tests, kind, context);
-  const limits = await measureLimitsOf(
-    kind,
-    ...(kind === 'cpu'
-      ? ([smallSizes, leastEffort] as const)
-      : ([fullSizes, usualEffort] as const)),
-  );
+  const limits = kind === 'cuda' ? await measureLimitsOf(kind, fullSizes, usualEffort) : undefined;
   const origin = readOrigin(arms, flags, kind);
   const progress = startProgress(context, 'measuring', 'runs');
   const repetitions = flags.numIters ?? flags.repeat;
