@@ -164,7 +164,7 @@ export function linearTicks(values: readonly number[]): number[] {
   const [low, high] = [Math.min(1, ...values), Math.max(1.2, ...values)];
   const steps = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500];
   const step = steps.find((one) => (high - low) / one <= 7) ?? high / 5;
-  const first = Math.floor(low / step - 1e-9);
+  const first = Math.floor(low / step + 1e-9);
   const last = Math.ceil((high * 1.02) / step);
   return Array.from({ length: last - first + 1 }, (_, i) =>
     Number(((first + i) * step).toFixed(6)),
