@@ -95,7 +95,7 @@ function drawChart({ title, labels, series, scale }: Chart, sheet: ChartSheet): 
     text(sheet.xTitle, middle, bottom + 36, { size: 12, fill: ink.faint, anchor: 'middle' }),
     text(sheet.yTitle, panel.left, panel.top - 5, { size: 11, fill: ink.faint }),
     // What is drawn last lies on top.
-    ...[...series].reverse().map((one) => drawSeries(one, x, y)),
+    ...[...series].reverse().map((one) => drawSeries(one, x, y, isHighest(one, series))),
   ].join('\n');
 }
 
@@ -103,6 +103,7 @@ function drawSeries(
   { values, style }: Series,
   x: (index: number) => number,
   y: (value: number) => number,
+  isAbove: (index: number) => boolean,
 ): string {
   const points = values.flatMap((value, i) => (value === undefined ? [] : [[i, value] as const]));
   const path = points.map(([i, value]) => `${x(i).toFixed(1)},${y(value).toFixed(1)}`).join(' ');
@@ -111,7 +112,7 @@ function drawSeries(
     style === 'dashed'
       ? []
       : points.map(([i, value]) =>
-          text(showRatio(value), x(i), y(value) - 9, {
+          text(showRatio(value), x(i), y(value) + (isAbove(i) ? -9 : 18), {
             ...{ size: 11, fill: colours[style], anchor: 'middle', halo: true },
           }),
         );
@@ -119,6 +120,12 @@ function drawSeries(
     '',
   );
 }
+
+/** Whether no other series is higher at a point: then there is room above it. */
+const isHighest =
+  ({ values }: Series, all: readonly Series[]) =>
+  (index: number): boolean =>
+    all.every((other) => (other.values[index] ?? -Infinity) <= (values[index] ?? Infinity));
 
 const showRatio = (value: number): string => (value >= 9.95 ? value.toFixed(1) : value.toFixed(2));
 
