@@ -101,9 +101,11 @@ export const testLength = ({ depth, prompt, generate }: BenchTest): number =>
 /** Flags of llama-bench with two letters, which the parser of the command line does not know. */
 const twoLetters: Readonly<Record<string, string>> = { '-pg': '--pg', '-ub': '--ubatch-size' };
 
-/** The arguments of a command line in the grammar of llama-bench as the parser takes them. */
-export function normalizeArguments(argv: readonly string[]): string[] {
-  return argv.map((argument) => twoLetters[argument] ?? argument);
+/** The arguments of `loza bench`, which are llama-bench's, as the parser takes them; others stay. */
+export function normalizeArguments(args: readonly string[]): string[] {
+  const command = args.find((argument) => !argument.startsWith('-'));
+  if (command !== 'bench') return [...args];
+  return args.map((argument) => twoLetters[argument] ?? argument);
 }
 
 function wrong(text: string, expected: string): LozaError {

@@ -67,7 +67,7 @@ async function main(argv: readonly string[]): Promise<number> {
   process.on('SIGINT', interrupt);
   const program = buildProgram(context);
   try {
-    await program.parseAsync(argv[2] === 'bench' ? normalizeArguments(argv) : argv);
+    await program.parseAsync(normalizeArguments(argv.slice(2)), { from: 'user' });
     return controller.signal.aborted ? interruptedCode : 0;
   } catch (error) {
     if (controller.signal.aborted) return interruptedCode;

@@ -156,7 +156,10 @@ describe('arms', () => {
     expect(armAttention('0101', configured)).toEqual({ layerType: '0101' });
     const preset = await plan('longcat-flash', { ...dummy, configOverrides: { layers: 2 } });
     expect(armAttention('loza', preset)).toEqual({ layerType: '1010' });
-    const real = { ...preset, checkpoint: { ...preset.checkpoint, files: [{ path: 'a.safetensors', bytes: 1 }] } };
+    const real = {
+      ...preset,
+      checkpoint: { ...preset.checkpoint, files: [{ path: 'a.safetensors', bytes: 1 }] },
+    };
     expect(() => armAttention('loza', real)).toThrow(/which attentions stream/);
   });
 });

@@ -53,7 +53,10 @@ test('a grid is every combination; 0 leaves a kind of test out', () => {
   expect(tests.map(({ batch }) => batch)).toEqual([1, 1, 1, 1, 2, 2, 2, 2]);
 });
 
-test('flags with two letters become long ones', () => {
-  const argv = ['-pg', '512,128', '-ub', '512', '-p', '8'];
-  expect(normalizeArguments(argv)).toEqual(['--pg', '512,128', '--ubatch-size', '512', '-p', '8']);
+test('flags with two letters become long ones, of this command only', () => {
+  const args = ['--json', 'bench', '-pg', '512,128', '-ub', '512', '-p', '8'];
+  const long = ['--json', 'bench', '--pg', '512,128', '--ubatch-size', '512', '-p', '8'];
+  expect(normalizeArguments(args)).toEqual(long);
+  const other = ['generate', 'DIR', '-pg'];
+  expect(normalizeArguments(other)).toEqual(other);
 });
