@@ -4,7 +4,7 @@ import { resolveLoadOptions, type LoadOptions, type ResolvedLoadOptions } from '
 import type { DeviceKind } from '../native/binding';
 import { armAttention, realExpertShare, type Blocks } from './arms';
 import { DryModel } from './dry-model';
-import { judge, tryModel, type GateResult, type GateVerdict } from './gate';
+import { judge, promptTokens, tryModel, type GateResult, type GateVerdict } from './gate';
 import { testLength, type BenchTest } from './grammar';
 import type { MeasuredLimits } from './kernels';
 import { runTest, type RunOptions, type TestSample } from './run-tests';
@@ -89,6 +89,7 @@ function needs(tests: readonly BenchTest[]) {
 
 /** What an arm will take, by its largest steps. */
 export function planMemory({ dry }: Arm, tests: readonly BenchTest[]): ArmMemory {
+  dry.step(1, promptTokens, 0); // the gate comes first
   for (const test of tests) {
     for (const { batch, count, position } of typicalSteps(test)) dry.step(batch, count, position);
   }

@@ -20,7 +20,7 @@ export interface GateVerdict {
   similarity: number | undefined;
 }
 
-const promptTokens = 256;
+export const promptTokens = 256;
 const newTokens = 8;
 /** Below this the arms do not compute the same: rounding of bf16 and of routing stays above it. */
 const leastSimilarity = 0.99;
