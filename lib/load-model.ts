@@ -250,8 +250,8 @@ async function copyWeights(
 }
 
 /** One group for full and one for streaming attentions, each with its own pool; empty ones are left out. */
-function makeGroups(
-  device: Device,
+export function makeGroups(
+  device: Pick<Device, 'allocate'>,
   { model, pattern }: LoadPlan,
   options: ResolvedLoadOptions,
   dtype: DType,
@@ -271,7 +271,12 @@ function makeGroups(
   });
 }
 
-function uploadAngles(device: Device, ops: Ops, table: RopeTable, exact: boolean): RopeAngles {
+export function uploadAngles(
+  device: Pick<Device, 'allocate'>,
+  ops: Ops,
+  table: RopeTable,
+  exact: boolean,
+): RopeAngles {
   const pairs = table.inverseFrequencies.length;
   const inverseFrequencies = device.allocate('f32', [2, pairs], 'workspace');
   const values = new Float32Array(2 * pairs);

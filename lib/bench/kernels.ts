@@ -137,6 +137,20 @@ function meets(
   return row.shareOfLimit >= target.share;
 }
 
+/** The limits of a device that nothing else uses yet. */
+export async function measureLimitsOf(
+  kind: DeviceKind,
+  sizes: Sizes,
+  effort: Effort,
+): Promise<MeasuredLimits> {
+  const bench = new Workbench(kind);
+  try {
+    return await measureLimits(bench, sizes, effort);
+  } finally {
+    bench.close();
+  }
+}
+
 /**
  * Copy: a cast to the same type. Write: a fill. Read: a matrix times one row, or the copy where that
  * is faster. FLOPs: a large bf16 GEMM.

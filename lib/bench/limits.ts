@@ -48,6 +48,9 @@ export function keysSeen(first: number, last: number, range: KeyRange): number {
 
 /** Pairs of query and key of `count` queries from `position` on. */
 export function pairsSeen(position: number, count: number, range: KeyRange): number {
+  // Without a window every query sees all before it, and itself.
+  if (range.localBlocks >= fullRange.localBlocks)
+    return count * position + (count * (count + 1)) / 2;
   let pairs = 0;
   for (let t = position; t < position + count; t++) pairs += keysSeen(t, t, range);
   return pairs;

@@ -1,14 +1,14 @@
 import { performance } from 'node:perf_hooks';
 
-import { Sequence } from '../engine/sequence';
 import { throwIfAborted } from '../errors';
 import type { LoadedModel } from '../load-model';
 import { planBatch } from '../runner/batch';
-import { packIntegers, packSettings, type SamplingRow } from '../runner/sampling-row';
+import { packIntegers, packSettings } from '../runner/sampling-row';
 import type { StepWork } from '../runner/model-runner';
 import { makeStep, uploadBatch } from '../runner/step';
 import type { MeasuredLimits } from './kernels';
 import type { StepFacts } from './limits';
+import { greedy, seat } from './sequences';
 import { median } from './stopwatch';
 import { summarize, Timeline, type OperationRow, type TimelineResult } from './timeline';
 
@@ -38,11 +38,6 @@ export interface StackRow extends StackStep {
   gap: number;
   table: OperationRow[];
 }
-
-const greedy: SamplingRow = {
-  ...{ temperature: 0, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1 },
-  ...{ seed: 0, counter: 0, alternatives: 0 },
-};
 
 export interface StackOptions {
   limits: MeasuredLimits;
@@ -137,7 +132,7 @@ async function timePrefill(
 }
 
 /** The step's operations as a graph, without and with readings of the clock between them. */
-async function timeDevice(
+export async function timeDevice(
   loaded: LoadedModel,
   step: StackStep,
   facts: StepFacts,
@@ -179,14 +174,14 @@ function startSequences(
   steps: number,
 ): StepWork[] {
   const { vocabSize } = plan.model.mla;
-  return Array.from({ length: batch }, (_, index) => {
-    const length = position + count * steps;
-    const token = (_: unknown, i: number) => ((i + 1) * (2 * index + 1) * 7919) % vocabSize;
-    const sequence = new Sequence(Array.from({ length }, token), groups);
-    sequence.extend(position);
-    sequence.advance(position);
-    return { sequence, count, sample: greedy };
-  });
+  const length = count * steps;
+  const tokens = (index: number) =>
+    Array.from({ length }, (_, i) => ((i + 1) * (2 * index + 1) * 7919) % vocabSize);
+  return seat(groups, { batch, depth: position, tokens }).map((sequence) => ({
+    sequence,
+    count,
+    sample: greedy,
+  }));
 }
 
 function release(work: readonly StepWork[]): void {

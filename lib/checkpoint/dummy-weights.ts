@@ -103,7 +103,7 @@ export class DummyLoader implements WeightSource {
 
   constructor(
     config: Config,
-    private readonly device: Device,
+    private readonly device: Pick<Device, 'allocate' | 'release'>,
     private readonly ops: Ops,
     private readonly seed: number,
   ) {

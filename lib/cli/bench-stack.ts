@@ -1,14 +1,14 @@
 import { performance } from 'node:perf_hooks';
 import { Argument, Option, type Command } from 'commander';
 
+import { everyOther, realExpertShare } from '../bench/arms';
 import { smallSizes, fullSizes } from '../bench/kernel-case';
-import { measureLimits } from '../bench/kernels';
+import { measureLimitsOf } from '../bench/kernels';
 import { readProvenance } from '../bench/provenance';
 import { fillCaches, measureStep, type StackRow, type StackStep } from '../bench/stack';
 import { describeStack, type StackReport } from '../bench/stack-tables';
 import { leastEffort, usualEffort } from '../bench/stopwatch';
-import { Workbench } from '../bench/workbench';
-import { loadModel, type LoadPlan } from '../load-model';
+import { loadModel } from '../load-model';
 import { resolveLoadOptions } from '../load-options';
 import { readBuildInfo } from './build-info';
 import type { Context } from './context';
@@ -32,9 +32,9 @@ interface StackFlags extends LoadFlags {
   output: 'md' | 'json';
 }
 
-const usualModel = 'longcat-flash';
+export const usualModel = 'longcat-flash';
 /** What of it fits one GPU with 80 GB, half of its choices zero experts as in the whole. */
-const usualSizes = { layers: 4, experts: 64, zeroExperts: 32 };
+export const usualSizes = { layers: 4, experts: 64, zeroExperts: 32 };
 
 const examples = `
 Weights are random, made on the device. Where the config has no streaming attentions, every other
@@ -81,14 +81,13 @@ async function benchStack(dir: string, given: StackFlags, context: Context): Pro
   const flags: StackFlags = { ...sizes, ...given, loadFormat: 'dummy' };
   const plan = await planFromFlags(dir, flags);
   const kind = chooseKind(flags.device ?? 'auto');
-  const limits = await withWorkbench(kind, (bench) =>
-    flags.small
-      ? measureLimits(bench, smallSizes, leastEffort)
-      : measureLimits(bench, fullSizes, usualEffort),
-  );
+  const limits = flags.small
+    ? await measureLimitsOf(kind, smallSizes, leastEffort)
+    : await measureLimitsOf(kind, fullSizes, usualEffort);
   const { prompt, batch, runs } = flags;
   const capacity = Math.max(prompt, Math.max(...batch) * (flags.context + 128));
-  const attention = flags.attention ?? usualPattern(plan);
+  const attention =
+    flags.attention ?? (plan.pattern === undefined ? everyOther(plan.model.attentions) : 'auto');
   const options = resolveLoadOptions({
     ...(await readLoadOptions(dir, { ...flags, attention })),
     ...{ device: kind, maxTokens: capacity, maxSequences: Math.max(...batch), signal },
@@ -105,7 +104,7 @@ async function benchStack(dir: string, given: StackFlags, context: Context): Pro
     for (const step of steps) {
       progress.update(rows.length, steps.length);
       const few = step.count > 1 ? Math.min(runs, 5) : runs;
-      const realExperts = realPart(plan);
+      const realExperts = realExpertShare(plan);
       rows.push(await measureStep(loaded, step, { limits, realExperts, runs: few, signal }));
     }
     progress.stop();
@@ -131,27 +130,4 @@ function stackSteps({ prompt, context, batch, runs }: StackFlags): StackStep[] {
       ...{ name: `decode, batch ${batch}, context ${context}`, batch, count: 1, position },
     })),
   ];
-}
-
-async function withWorkbench<T>(
-  kind: Workbench['kind'],
-  use: (bench: Workbench) => Promise<T>,
-): Promise<T> {
-  const bench = new Workbench(kind);
-  try {
-    return await use(bench);
-  } finally {
-    bench.close();
-  }
-}
-
-/** Every other attention streams, where the config says nothing. */
-function usualPattern({ pattern, model }: LoadPlan): string {
-  if (pattern !== undefined) return 'auto';
-  return Array.from({ length: model.attentions }, (_, i) => (i % 2 === 0 ? '1' : '0')).join('');
-}
-
-function realPart({ model }: LoadPlan): number {
-  const { experts, zeroExperts } = model;
-  return experts === 0 ? 1 : experts / (experts + zeroExperts);
 }

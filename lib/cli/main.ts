@@ -2,6 +2,7 @@
 import { inspect } from 'node:util';
 import { Command, CommanderError } from 'commander';
 
+import { normalizeArguments } from '../bench/grammar';
 import { LozaError, show } from '../errors';
 import { registerBench } from './bench';
 import { packageVersion } from './build-info';
@@ -66,7 +67,7 @@ async function main(argv: readonly string[]): Promise<number> {
   process.on('SIGINT', interrupt);
   const program = buildProgram(context);
   try {
-    await program.parseAsync(argv);
+    await program.parseAsync(normalizeArguments(argv.slice(2)), { from: 'user' });
     return controller.signal.aborted ? interruptedCode : 0;
   } catch (error) {
     if (controller.signal.aborted) return interruptedCode;

@@ -20,7 +20,7 @@ export class LayerGroup {
   private readonly caches: Tensor[];
 
   constructor(
-    device: Device,
+    device: Pick<Device, 'allocate'>,
     readonly kind: LayerGroupKind,
     readonly range: KeyRange,
     /** Indices of its attentions in the model. */

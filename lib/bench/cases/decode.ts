@@ -9,9 +9,12 @@ export const latent = 512;
 export const rope = 64;
 export const paperRange: KeyRange = { sinkBlocks: 1, localBlocks: 7 };
 
-interface DecodeRow {
+export interface DecodeRow {
   range: KeyRange;
   heads: number;
+  /** Values of a cache row: latent and rotated key. */
+  latent: number;
+  rope: number;
   queries: number;
   batch: number;
   /** Tokens of a sequence, the new ones counted. */
@@ -51,6 +54,7 @@ export function decodeCases(sizes: Sizes): KernelCase[] {
       queries,
       batch: sizes.batch(batch),
       context: sizes.tokens(contextK * 1024),
+      ...{ latent, rope },
     };
     const length = contextK === 1024 ? '1M' : `${contextK}K`;
     const many = queries > 1 ? `, ${queries} queries` : '';
@@ -59,13 +63,18 @@ export function decodeCases(sizes: Sizes): KernelCase[] {
       name: `${kind}, ${heads} heads${many}, batch ${batch}, ${length}`,
       peer,
       target: { us },
-      work: (element) => work(row, element),
-      prepare: (bench) => prepare(row, bench),
+      ...decodeKernel(row),
     };
   });
 }
 
-function work({ range, heads, queries, batch, context }: DecodeRow, element: number) {
+/** Decode attention alone, on cold caches. */
+export function decodeKernel(row: DecodeRow): Pick<KernelCase, 'work' | 'prepare'> {
+  return { work: (element) => work(row, element), prepare: (bench) => prepare(row, bench) };
+}
+
+function work(row: DecodeRow, element: number) {
+  const { range, heads, queries, batch, context, latent, rope } = row;
   const first = context - queries;
   return decodeWork({
     ...{ rows: batch * queries, heads, latent, rope, element },
@@ -77,7 +86,7 @@ function work({ range, heads, queries, batch, context }: DecodeRow, element: num
 
 /** Sequences of one length; their blocks lie shuffled in a pool that holds no others. */
 function prepare(row: DecodeRow, bench: Workbench): Prepared {
-  const { range, heads, queries, batch, context } = row;
+  const { range, heads, queries, batch, context, latent, rope } = row;
   const { ops } = bench;
   const first = context - queries;
   const block = (position: number) => Math.floor(position / blockTokens);
