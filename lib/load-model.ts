@@ -296,7 +296,7 @@ export function uploadAngles(
 export function batchLimits(
   { mla }: Pick<ModelPlan, 'mla'>,
   options: ResolvedLoadOptions,
-  { kind, activation }: Device,
+  { kind, activation }: Pick<Device, 'kind' | 'activation'>,
 ): BatchLimits {
   const { heads, kvLoraRank, nopeDim, ropeDim, valueDim } = mla;
   const saved = 2 * kvLoraRank - nopeDim - valueDim;

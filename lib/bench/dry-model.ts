@@ -61,7 +61,7 @@ export class DryModel {
     const { maxTokens = 0, rope } = options;
     this.groups = makeGroups(device, plan, options, dtype, maxTokens);
     this.angles = uploadAngles(device, this.ops, table, rope.exactAngles);
-    this.limits = batchLimits(model, options, bytesPerElement[activation]);
+    this.limits = batchLimits(model, options, { kind, activation });
   }
 
   /** Bytes of the activations of the largest step so far. */
@@ -157,7 +157,7 @@ export class DryModel {
       tokens: () => [],
     };
     const [sequence] = seat(this.groups, seating) as [Sequence];
-    const { resident, full } = sequence.kvBytes;
+    const { resident, full } = sequence.kvBytes(length);
     sequence.release();
     return { resident: batch * resident, full: batch * full };
   }

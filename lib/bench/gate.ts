@@ -36,12 +36,12 @@ export async function tryModel(loaded: LoadedModel, seed: number): Promise<GateR
     try {
       const sample = { ...greedy, alternatives };
       const work = { sequence, count: promptTokens, sample, score: [promptTokens - 1] };
-      let [output] = await parts.runner.step([work]);
+      let [output] = await parts.runner.start([work]).outputs;
       const logits = output?.logits ?? new Float32Array([NaN]);
       const tokens: number[] = [];
       while (output?.sampled !== undefined && tokens.push(output.sampled.token) < newTokens) {
         sequence.tokens.push(output.sampled.token);
-        [output] = await parts.runner.step([{ sequence, count: 1, sample }]);
+        [output] = await parts.runner.start([{ sequence, count: 1, sample }]).outputs;
       }
       return { logits, tokens };
     } finally {

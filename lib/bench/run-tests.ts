@@ -120,12 +120,12 @@ function nextChunk(left: { sequence: Sequence; remaining: number }[], chunk: num
 
 export async function timeStep(loaded: LoadedModel, work: readonly StepWork[]): Promise<number> {
   const start = performance.now();
-  await loaded.parts.runner.step(work);
+  await loaded.parts.runner.start(work).outputs;
   return performance.now() - start;
 }
 
 function holdings(sequences: readonly Sequence[]): { resident: number; full: number } {
-  const each = sequences.map(({ kvBytes }) => kvBytes);
+  const each = sequences.map((sequence) => sequence.kvBytes(sequence.computed));
   return {
     resident: sum(each.map(({ resident }) => resident)),
     full: sum(each.map(({ full }) => full)),

@@ -34,7 +34,8 @@ describe('a model on no device', () => {
       plan.step(1, 512, depth);
       const tokens = () => new Array<number>(512).fill(1);
       const sequences = seat(loaded.groups, { batch: 1, depth, tokens });
-      await loaded.parts.runner.step(sequences.map((sequence) => ({ sequence, count: 512 })));
+      await loaded.parts.runner.start(sequences.map((sequence) => ({ sequence, count: 512 })))
+        .outputs;
       const { weights, kv, peak } = loaded.device.memory();
       expect(plan.bytes).toMatchObject({ weights, kv });
       const predicted = weights + kv + plan.bytes.workspace + plan.arenaBytes;
