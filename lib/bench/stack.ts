@@ -98,7 +98,7 @@ async function timeRunner(
     for (let run = -warmups; run < runs; run++) {
       throwIfAborted(signal);
       const start = performance.now();
-      await runner.step(work);
+      await runner.start(work).outputs;
       if (run >= 0) times.push((performance.now() - start) * 1000);
       if (step.count === 1) continue;
       release(work);

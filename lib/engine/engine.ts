@@ -1,6 +1,6 @@
 import { LozaError } from '../errors';
 import type { LayerGroup } from '../kv/layer-group';
-import type { ModelRunner, StepOutput, StepWork } from '../runner/model-runner';
+import type { ModelRunner, StepInFlight, StepOutput, StepWork } from '../runner/model-runner';
 import type { Job } from './job';
 import { Sequence } from './sequence';
 
@@ -14,12 +14,29 @@ export interface EngineLimits {
 interface Running {
   job: Job;
   sequence: Sequence;
+  /** It has ended and its blocks are free; a step that is still on its way may have a row of it. */
+  over: boolean;
+}
+
+interface Planned {
+  running: Running;
+  work: StepWork;
+}
+
+/** A step that was enqueued, and who takes part in it. */
+interface Flight {
+  batch: readonly Running[];
+  step: StepInFlight;
 }
 
 /**
  * Serves jobs together: every step decodes one token of each sequence that has been read and reads
  * one chunk of the prompts that have not, oldest first. A job starts when the KV blocks it may need
  * at most are free, so none runs out on the way.
+ *
+ * While the same sequences decode, the next step is enqueued before the tokens of this one are read:
+ * the device does not wait for the host. Why a token is the last one may show only when the next is
+ * on its way already; that one is dropped.
  */
 export class Engine {
   private readonly waiting: Job[] = [];
@@ -54,7 +71,7 @@ export class Engine {
     this.loop ??= this.run();
   }
 
-  /** Takes a job out; its memory is free at the latest when the step that is running ends. */
+  /** Takes a job out; its memory is free at the latest when the next of the running steps ends. */
   cancel(job: Job): void {
     const at = this.waiting.indexOf(job);
     if (at >= 0) this.waiting.splice(at, 1);
@@ -75,37 +92,70 @@ export class Engine {
   private async run(): Promise<void> {
     // One turn of the event loop, so that jobs submitted together start together.
     await Promise.resolve();
-    while (true) {
-      this.finish(({ job }) => this.cancelled.delete(job));
-      this.admit();
-      if (this.running.length === 0) break;
-      await this.step(this.schedule());
+    let flight = this.takeOff();
+    while (flight !== undefined) {
+      const next = this.follow(flight);
+      await this.land(flight);
+      flight = next ?? this.takeOff();
     }
     this.cancelled.clear();
     this.loop = undefined;
   }
 
+  /** Starts a step of everyone whose tokens are known; undefined when nobody is left. */
+  private takeOff(): Flight | undefined {
+    while (true) {
+      this.finish(({ job }) => this.cancelled.delete(job));
+      this.admit();
+      if (this.running.length === 0) return undefined;
+      const planned = this.schedule();
+      if (planned.length > 0) return this.start(planned);
+    }
+  }
+
+  /** Starts the step behind one that is on its way, if it has the same sequences. */
+  private follow(flight: Flight): Flight | undefined {
+    const { running } = this;
+    if (!flight.step.canBeFollowed || this.cancelled.size > 0 || this.admissible())
+      return undefined;
+    if (running.length !== flight.batch.length) return undefined;
+    if (running.some((one, i) => one !== flight.batch[i])) return undefined;
+    if (running.some(({ job, sequence }) => sequence.computed >= job.maxTokens)) return undefined;
+    try {
+      return this.start(
+        running.map((one) => plan(one, 1)),
+        flight,
+      );
+    } catch {
+      return undefined; // a job that cannot plan is told when its turn comes
+    }
+  }
+
   private admit(): void {
-    while (this.running.length < this.limits.maxSequences) {
-      const job = this.waiting[0];
-      if (job === undefined) return;
-      const { groups } = this.runner;
-      const fits = (group: LayerGroup) =>
-        this.held(group) + this.needed(group, job) <= group.pool.capacity;
-      if (!groups.every(fits)) return;
+    const { groups } = this.runner;
+    for (let job = this.admissible(); job !== undefined; job = this.admissible()) {
       this.waiting.shift();
       for (const group of groups) {
         this.reserved.set(group, this.held(group) + this.needed(group, job));
       }
-      this.running.push({ job, sequence: new Sequence(job.prompt, groups) });
+      this.running.push({ job, sequence: new Sequence(job.prompt, groups), over: false });
     }
+  }
+
+  /** The job that has waited longest, if there is room for it. */
+  private admissible(): Job | undefined {
+    const job = this.waiting[0];
+    if (job === undefined || this.running.length >= this.limits.maxSequences) return undefined;
+    const fits = (group: LayerGroup) =>
+      this.held(group) + this.needed(group, job) <= group.pool.capacity;
+    return this.runner.groups.every(fits) ? job : undefined;
   }
 
   /**
    * A prompt is read in whole chunks or waits for the next step: where it is cut depends on nothing
    * else, so that a sequence gets the same bits in any company.
    */
-  private schedule(): { running: Running; work: StepWork }[] {
+  private schedule(): Planned[] {
     let budget = this.limits.chunkTokens;
     return this.running.flatMap((running) => {
       const { job, sequence } = running;
@@ -113,9 +163,9 @@ export class Engine {
       const count = Math.min(unread, this.limits.chunkTokens);
       if (count > 1 && count > budget) return [];
       try {
-        const work = { sequence, count, ...job.plan(sequence, count) };
+        const planned = plan(running, count);
         if (count > 1) budget -= count;
-        return { running, work };
+        return planned;
       } catch (error) {
         fail(job, error);
         this.cancelled.add(job);
@@ -124,27 +174,42 @@ export class Engine {
     });
   }
 
-  private async step(batch: readonly { running: Running; work: StepWork }[]): Promise<void> {
-    if (batch.length === 0) return;
+  /** Never throws: a step that cannot be enqueued is one that fails, in its turn. */
+  private start(planned: readonly Planned[], after?: Flight): Flight {
+    const batch = planned.map(({ running }) => running);
+    const work = planned.map(({ work }) => work);
+    let step: StepInFlight;
+    try {
+      step = this.runner.start(work, after?.step);
+    } catch (error) {
+      step = { outputs: rejected(error), canBeFollowed: false };
+    }
+    step.outputs.catch(() => {}); // told when it is waited for, after the step before it
+    return { batch, step };
+  }
+
+  private async land({ batch, step }: Flight): Promise<void> {
     const done = new Set<Running>();
     try {
-      const outputs = await this.runner.step(batch.map(({ work }) => work));
-      batch.forEach(({ running }, i) => {
-        if (this.cancelled.has(running.job)) return;
+      const outputs = await step.outputs;
+      batch.forEach((running, i) => {
+        if (running.over || this.cancelled.has(running.job)) return;
         if (deliver(running, outputs[i] ?? {})) done.add(running);
       });
     } catch (error) {
-      for (const { running } of batch) {
+      for (const running of batch) {
+        if (running.over) continue;
         fail(running.job, error);
         done.add(running);
       }
     }
-    this.finish((running) => done.has(running));
+    this.finish((running) => done.has(running) || this.cancelled.delete(running.job));
   }
 
   private finish(isDone: (running: Running) => boolean): void {
     this.running = this.running.filter((running) => {
       if (!isDone(running)) return true;
+      running.over = true;
       running.sequence.release();
       for (const group of this.runner.groups) {
         this.reserved.set(group, this.held(group) - this.needed(group, running.job));
@@ -161,6 +226,16 @@ export class Engine {
   private needed(group: LayerGroup, job: Job): number {
     return group.blocksNeeded(job.maxTokens, this.limits.chunkTokens);
   }
+}
+
+async function rejected(error: unknown): Promise<never> {
+  await Promise.resolve();
+  throw error;
+}
+
+function plan(running: Running, count: number): Planned {
+  const { job, sequence } = running;
+  return { running, work: { sequence, count, ...job.plan(sequence, count) } };
 }
 
 /** Gives a job its output; true when it is done. A job that throws fails alone. */

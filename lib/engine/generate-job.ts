@@ -90,7 +90,8 @@ export class GenerateJob implements Job {
   plan(sequence: Sequence, count: number): { sample?: SamplingRow } {
     if (sequence.computed + count < sequence.tokens.length) return {};
     const { temperature, topK, topP, minP, repetitionPenalty, seed, logprobs } = this.params;
-    const counter = this.tokens.length;
+    // Not the tokens that were received: the step before this one may still be on its way.
+    const counter = sequence.computed + count - this.prompt.length;
     const alternatives = logprobs === false ? 0 : logprobs;
     const row = { temperature, topK, topP, minP, repetitionPenalty, seed, counter, alternatives };
     return { sample: this.seen ? { ...row, seen: this.seen } : row };
@@ -150,7 +151,7 @@ export class GenerateJob implements Job {
     const completionTokens = this.tokens.length;
     const firstTokenMs = this.firstTokenAt - this.started;
     const decodeMs = performance.now() - this.firstTokenAt;
-    const { resident, full } = sequence.kvBytes;
+    const { resident, full } = sequence.kvBytes(promptTokens + completionTokens - 1);
     const result: GenerateResult = {
       text: this.text,
       tokens: Int32Array.from(this.tokens),

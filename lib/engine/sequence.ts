@@ -1,4 +1,4 @@
-import { SequenceBlocks, type LayerGroup } from '../kv/layer-group';
+import { blocksFor, SequenceBlocks, type LayerGroup } from '../kv/layer-group';
 
 /** One request's tokens and the KV blocks they occupy. */
 export class Sequence {
@@ -28,13 +28,17 @@ export class Sequence {
     for (const blocks of this.blocks.values()) blocks.trim(this.computed);
   }
 
-  /** KV bytes held now, and what they would be if every attention were full. */
-  get kvBytes(): { resident: number; full: number } {
+  /**
+   * KV bytes held with so many tokens in the cache, and what they would be if every attention were
+   * full.
+   */
+  kvBytes(tokens: number): { resident: number; full: number } {
     let resident = 0;
     let full = 0;
-    for (const [group, blocks] of this.blocks) {
-      resident += blocks.held * group.blockBytes;
-      full += (blocks.held + blocks.freed) * group.blockBytes;
+    for (const group of this.blocks.keys()) {
+      const all = blocksFor(tokens);
+      resident += (all - group.blocksFreed(tokens)) * group.blockBytes;
+      full += all * group.blockBytes;
     }
     return { resident, full };
   }

@@ -53,6 +53,13 @@ export class LayerGroup {
     return Math.max(sinkBlocks, block - localBlocks + 1);
   }
 
+  /** Blocks that a sequence with `tokens` in the cache has given back. */
+  blocksFreed(tokens: number): number {
+    if (this.kind === 'full') return 0;
+    const first = Math.min(this.firstLocalBlock(tokens), blocksFor(tokens));
+    return Math.max(0, first - this.range.sinkBlocks);
+  }
+
   /** Blocks that a sequence of `tokens`, read in chunks of `chunk`, holds at its largest. */
   blocksNeeded(tokens: number, chunk: number): number {
     const all = blocksFor(tokens);

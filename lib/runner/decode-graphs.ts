@@ -1,6 +1,6 @@
 import type { LayerGroup } from '../kv/layer-group';
 import type { Model } from '../model/model';
-import type { Device, Graph } from '../native/device';
+import type { Device, Graph, Stream } from '../native/device';
 import type { Ops, SampleResult } from '../native/ops';
 import type { Tensor } from '../native/tensor';
 import type { Batch, GroupBatch } from './batch';
@@ -19,9 +19,13 @@ export function isPlainDecode(batch: Batch, work: readonly StepWork[]): boolean 
  * Decode steps that are recorded once and replayed with one call: one graph for each bucket of batch
  * size and table widths, powers of two. What varies lies in buffers that are overwritten before a
  * replay; rows beyond the batch are padding (position and slot -1).
+ *
+ * A step leaves its tokens where it found those it read: the next step of the same sequences goes on
+ * from there, and can be enqueued before the host has seen them.
  */
 export class DecodeGraphs {
   private readonly buckets = new Map<string, Bucket>();
+  private readonly results = new Map<number, Results>();
 
   constructor(
     private readonly device: Device,
@@ -31,15 +35,19 @@ export class DecodeGraphs {
     private readonly angles: RopeAngles,
   ) {}
 
-  /** One token for each of the batch's sequences, which `isPlainDecode`. */
-  async run(batch: Batch, work: readonly StepWork[]): Promise<SampledToken[]> {
+  /**
+   * Enqueues one token for each of the batch's sequences, which `isPlainDecode`. With `follows` each
+   * goes on with the token that the step before chose in the same row, not with the batch's.
+   */
+  start(batch: Batch, work: readonly StepWork[], follows: boolean): Promise<SampledToken[]> {
     const bucket = this.bucketFor(batch);
+    if (!follows) bucket.results.writeTokens(batch.tokens);
     bucket.write(batch, work);
     // The first time it runs eagerly: libraries and kernels that are loaded at first use would
     // otherwise be loaded while a graph is recorded.
     if (bucket.graph === undefined) bucket.enqueue();
     else this.ops.stream.launch(bucket.graph);
-    const tokens = bucket.read(work.length);
+    const tokens = bucket.results.read(work.length);
     bucket.graph ??= this.ops.stream.record(() => bucket.enqueue());
     return tokens;
   }
@@ -51,16 +59,58 @@ export class DecodeGraphs {
     let bucket = this.buckets.get(key);
     if (bucket === undefined) {
       const { device, ops, model, groups, angles } = this;
-      bucket = new Bucket(device, ops, model, groups, angles, rows, widths);
+      bucket = new Bucket(device, ops, model, groups, angles, this.resultsFor(rows), widths);
       this.buckets.set(key, bucket);
     }
     return bucket;
+  }
+
+  private resultsFor(rows: number): Results {
+    let results = this.results.get(rows);
+    if (results === undefined) {
+      results = new Results(this.device, this.ops.stream, rows);
+      this.results.set(rows, results);
+    }
+    return results;
+  }
+}
+
+/** The tokens that a step reads and those that it leaves, of all buckets with so many rows. */
+class Results {
+  readonly sampled: SampleResult;
+  private readonly buffer: Tensor; // i32 [2, rows]: tokens, then the bits of the log-probabilities
+
+  constructor(
+    device: Device,
+    private readonly stream: Stream,
+    readonly rows: number,
+  ) {
+    this.buffer = device.allocate('i32', [2, rows], 'workspace');
+    this.sampled = {
+      tokens: this.buffer.view('i32', [rows], [1], 0),
+      logprobs: this.buffer.view('f32', [rows], [1], rows),
+    };
+  }
+
+  writeTokens(tokens: Int32Array): void {
+    const padded = new Int32Array(this.rows);
+    padded.set(tokens);
+    this.stream.write(this.sampled.tokens, padded);
+  }
+
+  async read(count: number): Promise<SampledToken[]> {
+    const outputs = await this.stream.readIntegers(this.buffer);
+    const logprobs = new Float32Array(outputs.buffer, this.rows * 4, this.rows);
+    return Array.from(outputs.subarray(0, count), (token, row) => ({
+      token,
+      logprob: logprobs[row] ?? NaN,
+      alternatives: [],
+    }));
   }
 }
 
 /** Where each input lies in a bucket's one input buffer, in elements of four bytes. */
 interface Layout {
-  tokens: number;
   positions: number;
   settings: number;
   integers: number;
@@ -83,7 +133,6 @@ function layOut(rows: number, widths: readonly number[]): Layout {
     length += elements;
     return offset;
   };
-  const tokens = take(rows);
   const positions = take(rows);
   const settings = take(rows * 4);
   const integers = take(rows * 4);
@@ -93,22 +142,20 @@ function layOut(rows: number, widths: readonly number[]): Layout {
     blockTable: take(rows * width),
     width,
   }));
-  return { tokens, positions, settings, integers, groups, length };
+  return { positions, settings, integers, groups, length };
 }
 
 /**
- * The fixed buffers of one graph. All inputs lie in one buffer and both results in another: a step
- * costs one write and one read.
+ * The fixed buffers of one graph. All inputs but the tokens lie in one buffer: a step that follows
+ * another costs one write and one read.
  */
 class Bucket {
   graph: Graph | undefined;
   private readonly layout: Layout;
   private readonly inputs: Tensor; // i32 [layout.length]
-  private readonly outputs: Tensor; // i32 [2, rows]: tokens, then the bits of the log-probabilities
   private readonly step: StepTensors;
   private readonly settings: Tensor;
   private readonly integers: Tensor;
-  private readonly result: SampleResult;
 
   constructor(
     device: Device,
@@ -116,13 +163,13 @@ class Bucket {
     private readonly model: Model,
     groups: readonly LayerGroup[],
     private readonly angles: RopeAngles,
-    private readonly rows: number,
+    readonly results: Results,
     widths: readonly number[],
   ) {
+    const { rows } = results;
     this.layout = layOut(rows, widths);
     const { layout } = this;
     this.inputs = device.allocate('i32', [layout.length], 'workspace');
-    this.outputs = device.allocate('i32', [2, rows], 'workspace');
     const queryStarts = device.allocate('i32', [rows + 1], 'workspace');
     ops.stream.write(
       queryStarts,
@@ -132,26 +179,22 @@ class Bucket {
     this.step = {
       rows,
       absorbedRows: rows,
-      tokens: row(layout.tokens),
+      tokens: results.sampled.tokens,
       positions: row(layout.positions),
       queryStarts,
       groups: layout.groups.map((place, g) => this.groupTensors(groups[g] as LayerGroup, place)),
     };
     this.settings = this.inputs.view('f32', [rows, 4], [4, 1], layout.settings);
     this.integers = this.inputs.view('i32', [rows, 4], [4, 1], layout.integers);
-    this.result = {
-      tokens: this.outputs.view('i32', [rows], [1], 0),
-      logprobs: this.outputs.view('f32', [rows], [1], rows),
-    };
   }
 
-  /** Overwrites all that varies. */
+  /** Overwrites all that varies but the tokens. */
   write(batch: Batch, work: readonly StepWork[]): void {
-    const { rows, layout } = this;
+    const { layout } = this;
+    const { rows } = this.results;
     const inputs = new Int32Array(layout.length);
     const settings = new Float32Array(inputs.buffer, layout.settings * 4, rows * 4);
     const samples = work.flatMap(({ sample }) => sample ?? []);
-    inputs.set(batch.tokens, layout.tokens);
     inputs.fill(-1, layout.positions, layout.positions + rows);
     inputs.set(batch.positions, layout.positions);
     // Padding is greedy: temperature 0, top-p 1, min-p 0, penalty 1.
@@ -169,22 +212,13 @@ class Bucket {
     const { ops, model, step } = this;
     ops.arena.scope(() => {
       const logits = model.logits(ops, model.forward(makeStep(ops, step, this.angles)));
-      ops.sampleInto(this.result, logits, this.settings, this.integers, undefined);
+      ops.sampleInto(this.results.sampled, logits, this.settings, this.integers, undefined);
     });
   }
 
-  async read(count: number): Promise<SampledToken[]> {
-    const outputs = await this.ops.stream.readIntegers(this.outputs);
-    const logprobs = new Float32Array(outputs.buffer, this.rows * 4, this.rows);
-    return Array.from(outputs.subarray(0, count), (token, row) => ({
-      token,
-      logprob: logprobs[row] ?? NaN,
-      alternatives: [],
-    }));
-  }
-
   private groupTensors(group: LayerGroup, place: GroupLayout): StepTensors['groups'][number] {
-    const { inputs, rows } = this;
+    const { inputs } = this;
+    const { rows } = this.results;
     const { slots, firstLocal, blockTable, width } = place;
     return {
       group,
@@ -203,7 +237,7 @@ class Bucket {
     place: GroupLayout,
     count: number,
   ): void {
-    const { rows } = this;
+    const { rows } = this.results;
     const { slots, firstLocal, blockTable, width } = place;
     inputs.fill(-1, slots, slots + rows);
     inputs.set(group.slots, slots);

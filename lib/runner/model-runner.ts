@@ -1,3 +1,4 @@
+import { LozaError } from '../errors';
 import type { LayerGroup } from '../kv/layer-group';
 import type { Model } from '../model/model';
 import type { Ops, SampleResult } from '../native/ops';
@@ -27,6 +28,14 @@ export interface StepOutput {
   logits?: Float32Array;
 }
 
+/** A step that was enqueued. */
+export interface StepInFlight {
+  /** Rejects when the step fails; the cache rows that it wrote are undefined then. */
+  readonly outputs: Promise<StepOutput[]>;
+  /** Its tokens lie where another step of the same sequences can go on from them. */
+  readonly canBeFollowed: boolean;
+}
+
 /** Rows of logits that are in memory at a time when a long prompt is scored. */
 const scoreRows = 64;
 
@@ -44,13 +53,31 @@ export class ModelRunner {
   ) {}
 
   /**
-   * Advances every sequence by its new tokens. When it throws, no sequence has advanced and their
-   * cache rows from `computed` on are undefined.
+   * Enqueues a step and advances every sequence by its new tokens. What later steps write lies behind
+   * it in the stream, so blocks that no query reads any more are free at once.
+   *
+   * `after` is the step before, still on its way, of the same sequences in the same order: each goes
+   * on with the token that is chosen there, which the host need not have seen.
    */
-  async step(work: readonly StepWork[]): Promise<StepOutput[]> {
+  start(work: readonly StepWork[], after?: StepInFlight): StepInFlight {
     for (const { sequence, count } of work) sequence.extend(count);
-    const [sampled, scored] = await this.ops.arena.scope(() => this.enqueue(work));
+    const batch = planBatch(work, this.groups, this.limits);
+    const { graphs } = this;
+    const canBeFollowed = graphs !== undefined && isPlainDecode(batch, work);
+    if (after !== undefined && !(after.canBeFollowed && canBeFollowed)) {
+      throw new LozaError('ERR_LOZA_INTERNAL', 'This step needs tokens that were not read yet');
+    }
+    const outputs = this.ops.arena.scope(() =>
+      canBeFollowed
+        ? graphs.start(batch, work, after !== undefined).then(samplesOnly)
+        : this.startEagerly(batch, work),
+    );
     for (const { sequence, count } of work) sequence.advance(count);
+    return { outputs, canBeFollowed };
+  }
+
+  private async startEagerly(batch: Batch, work: readonly StepWork[]): Promise<StepOutput[]> {
+    const [sampled, scored] = await this.enqueue(batch, work);
     return work.map((_, i) => {
       const output: StepOutput = {};
       if (sampled[i] !== undefined) output.sampled = sampled[i];
@@ -60,11 +87,7 @@ export class ModelRunner {
   }
 
   /** Resolves when the step is done, also if nothing of it is read: chunks must not pile up. */
-  private enqueue(work: readonly StepWork[]) {
-    const batch = planBatch(work, this.groups, this.limits);
-    if (this.graphs !== undefined && isPlainDecode(batch, work)) {
-      return Promise.all([this.graphs.run(batch, work), Promise.resolve<Float32Array[]>([])]);
-    }
+  private enqueue(batch: Batch, work: readonly StepWork[]) {
     const hidden = this.model.forward(uploadStep(this.ops, batch, this.angles));
     const results = [this.sample(hidden, batch, work), this.score(hidden, batch, work)] as const;
     const isRead = work.some(({ sample, score = [] }) => sample !== undefined || score.length > 0);
@@ -163,6 +186,10 @@ export class ModelRunner {
     rows.forEach((row, i) => row.seen && masks.set(row.seen, i * words));
     return this.ops.upload(masks, rows.length, words);
   }
+}
+
+function samplesOnly(samples: readonly SampledToken[]): StepOutput[] {
+  return samples.map((sampled) => ({ sampled }));
 }
 
 function concatenate(parts: readonly Float32Array[]): Float32Array {

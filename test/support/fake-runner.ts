@@ -3,7 +3,12 @@ import type { Job } from '../../lib/engine/job';
 import type { Sequence } from '../../lib/engine/sequence';
 import { groupRange, LayerGroup } from '../../lib/kv/layer-group';
 import type { Device } from '../../lib/native/device';
-import type { ModelRunner, StepOutput, StepWork } from '../../lib/runner/model-runner';
+import type {
+  ModelRunner,
+  StepInFlight,
+  StepOutput,
+  StepWork,
+} from '../../lib/runner/model-runner';
 import { Random } from '../../lib/selftest/random';
 
 const device = { allocate: () => ({}) } as unknown as Device;
@@ -22,6 +27,9 @@ export class FakeRunner {
   readonly steps: { sequence: Sequence; count: number }[][] = [];
   /** Runs while a step does; may throw. */
   during: (work: readonly StepWork[]) => unknown = () => undefined;
+  /** Whether a step can be enqueued behind one whose tokens were not read yet. */
+  followed = true;
+  private tail: Promise<unknown> = Promise.resolve();
   private readonly caches: Map<LayerGroup, Int32Array>;
 
   constructor(fullBlocks: number, streamingBlocks = fullBlocks) {
@@ -41,50 +49,78 @@ export class FakeRunner {
     this.caches = new Map(this.groups.map((group) => [group, cacheOf(group)]));
   }
 
-  async step(work: readonly StepWork[]): Promise<StepOutput[]> {
+  /** Steps run one after another, as a stream runs them, on what was known when they were enqueued. */
+  start(work: readonly StepWork[], after?: StepInFlight): StepInFlight {
     this.steps.push(work.map(({ sequence, count }) => ({ sequence, count })));
     for (const { sequence, count } of work) sequence.extend(count);
-    await new Promise((resolve) => setImmediate(resolve));
-    await this.during(work);
-    for (const { sequence, count } of work) this.store(sequence, count);
-    const outputs = work.map(({ sequence, count, sample, score }) => {
-      const output: StepOutput = {};
-      const end = sequence.computed + count;
-      if (sample) {
-        const token = nextToken(this.read(sequence, end));
-        output.sampled = { token, logprob: 0, alternatives: [] };
-      }
-      if (score && score.length > 0)
-        output.logits = Float32Array.from(score, (i) => sequence.computed + i);
-      return output;
-    });
+    const items = work.map((one) => this.place(one));
     for (const { sequence, count } of work) sequence.advance(count);
-    return outputs;
+    const outputs = this.enqueue(async () => {
+      await this.during(work);
+      if (after !== undefined) {
+        const before = await after.outputs;
+        items.forEach((item, i) => (item.tokens = [before[i]!.sampled!.token]));
+      }
+      return items.map((item) => this.compute(item));
+    });
+    const decodes = work.every(({ count, sample }) => count === 1 && sample !== undefined);
+    return { outputs, canBeFollowed: this.followed && decodes };
   }
 
   get blocksInUse(): number {
     return this.groups.reduce((sum, { pool }) => sum + pool.inUse, 0);
   }
 
-  private store(sequence: Sequence, count: number): void {
-    for (let p = sequence.computed; p < sequence.computed + count; p++)
-      for (const [group, cache] of this.caches)
-        cache[sequence.blocksOf(group).slot(p)] = sequence.tokens[p]!;
+  private enqueue<T>(body: () => Promise<T>): Promise<T> {
+    const result = this.tail.then(async () => {
+      await turn();
+      return body();
+    });
+    this.tail = result.catch(() => undefined);
+    return result;
   }
 
-  private read(sequence: Sequence, end: number): number[] {
-    const [full, streaming] = this.groups as [LayerGroup, LayerGroup];
-    const key = (group: LayerGroup, p: number) =>
-      this.caches.get(group)![sequence.blocksOf(group).slot(p)]!;
-    const tokens = Array.from({ length: end }, (_, p) => key(full, p));
-    const first = Math.floor((end - 1) / 128) - pattern.localBlocks + 1;
-    tokens.forEach((token, p) => {
-      const block = Math.floor(p / 128);
-      const visible = block < pattern.sinkBlocks || block >= first;
-      if (visible && key(streaming, p) !== token) throw new Error(`key ${p} was overwritten`);
+  /** The tokens of a step, and the cache rows of all positions up to them. */
+  private place({ sequence, count, sample, score }: StepWork): Item {
+    const from = sequence.computed;
+    const [full, streaming] = this.groups.map((group) => {
+      const blocks = sequence.blocksOf(group);
+      return Array.from({ length: from + count }, (_, position) => blocks.slot(position));
     });
-    return tokens;
+    const tokens = sequence.tokens.slice(from, from + count);
+    return { from, tokens, full: full!, streaming: streaming!, sample, score };
   }
+
+  private compute({ from, tokens, full, streaming, sample, score }: Item): StepOutput {
+    const [fullCache, streamingCache] = this.groups.map((group) => this.caches.get(group)!);
+    tokens.forEach((token, i) => {
+      fullCache![full[from + i]!] = token;
+      streamingCache![streaming[from + i]!] = token;
+    });
+    const output: StepOutput = {};
+    if (sample) {
+      const all = full.map((slot) => fullCache![slot]!);
+      const first = Math.floor((all.length - 1) / 128) - pattern.localBlocks + 1;
+      all.forEach((token, p) => {
+        const block = Math.floor(p / 128);
+        const visible = block < pattern.sinkBlocks || block >= first;
+        if (visible && streamingCache![streaming[p]!] !== token)
+          throw new Error(`key ${p} was overwritten`);
+      });
+      output.sampled = { token: nextToken(all), logprob: 0, alternatives: [] };
+    }
+    if (score && score.length > 0) output.logits = Float32Array.from(score, (i) => from + i);
+    return output;
+  }
+}
+
+interface Item {
+  from: number;
+  tokens: number[];
+  full: number[];
+  streaming: number[];
+  sample: StepWork['sample'];
+  score: StepWork['score'];
 }
 
 /** Generates `count` tokens and remembers everything that happens to it. */
@@ -110,7 +146,7 @@ export class TestJob implements Job {
 
   plan(sequence: Sequence, count: number): Omit<StepWork, 'sequence' | 'count'> {
     this.sequence = sequence;
-    const last = sequence.computed + count === sequence.tokens.length;
+    const last = sequence.computed + count >= sequence.tokens.length;
     return last ? { sample: {} as NonNullable<StepWork['sample']> } : {};
   }
 
