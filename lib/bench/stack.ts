@@ -23,7 +23,7 @@ export interface StackStep {
 /** How a step spends its time, in microseconds. */
 export interface StackRow extends StackStep {
   tokensPerSecond: number;
-  /** As the engine sees it: from the call to the tokens, in the median of the runs. */
+  /** As the engine sees it, in the median of the runs: to the tokens, of a decode step from those before. */
   step: number;
   runs: number;
   /** On the device: the same operations as one recorded graph. */
@@ -67,7 +67,8 @@ export async function measureStep(
   options: StackOptions,
 ): Promise<StackRow> {
   const { limits, realExperts, runs, signal } = options;
-  const times = await timeRunner(loaded, step, runs, signal);
+  const timeSteps = step.count === 1 ? timeDecode : timePrefill;
+  const times = await timeSteps(loaded, step, runs, signal);
   const { count, position } = step;
   const facts: StepFacts = { count, position, realExperts };
   const { graph, stamped, calls } = await timeDevice(loaded, step, facts, runs);
@@ -83,29 +84,53 @@ export async function measureStep(
   };
 }
 
-/** Steps of the runner, as the engine takes them; decode goes on token by token. */
-async function timeRunner(
+/** Steps of the runner from one token to the next, the step behind enqueued ahead as the engine does. */
+async function timeDecode(
+  { parts: { runner }, ...loaded }: LoadedModel,
+  step: StackStep,
+  runs: number,
+  signal: AbortSignal | undefined,
+): Promise<number[]> {
+  const warmups = 3; // the first step is recorded when it has run
+  const times: number[] = [];
+  const work = startSequences(loaded, step, runs + warmups);
+  try {
+    let flight = runner.start(work);
+    let before = 0;
+    for (let left = runs + warmups - 1; left >= 0; left--) {
+      throwIfAborted(signal);
+      const ahead = left > 0 && flight.canBeFollowed ? runner.start(work, flight) : undefined;
+      await flight.outputs;
+      const now = performance.now();
+      if (left < runs) times.push((now - before) * 1000);
+      before = now;
+      if (left > 0) flight = ahead ?? runner.start(work);
+    }
+  } finally {
+    release(work);
+  }
+  return times;
+}
+
+/** Steps of the runner, each from the call to the token. */
+async function timePrefill(
   loaded: LoadedModel,
   step: StackStep,
   runs: number,
   signal: AbortSignal | undefined,
 ): Promise<number[]> {
-  const { runner } = loaded.parts;
-  const warmups = 2; // the first decode step is recorded when it has run
+  const warmups = 2;
   const times: number[] = [];
-  let work = startSequences(loaded, step, runs + warmups);
-  try {
-    for (let run = -warmups; run < runs; run++) {
-      throwIfAborted(signal);
+  for (let run = -warmups; run < runs; run++) {
+    throwIfAborted(signal);
+    const work = startSequences(loaded, step, 1);
+    try {
       const start = performance.now();
-      await runner.start(work).outputs;
+      await loaded.parts.runner.start(work).outputs;
       if (run >= 0) times.push((performance.now() - start) * 1000);
-      if (step.count === 1) continue;
+    } finally {
       release(work);
-      work = startSequences(loaded, step, 1);
     }
-  } finally {
-    release(work);
   }
   return times;
 }
@@ -148,7 +173,7 @@ async function timeDevice(
 
 /** Sequences that have `position` tokens in the cache, with room for `steps` steps. */
 function startSequences(
-  { groups, plan }: LoadedModel,
+  { groups, plan }: Pick<LoadedModel, 'groups' | 'plan'>,
   { batch, count, position }: StackStep,
   steps: number,
 ): StepWork[] {

@@ -104,23 +104,37 @@ function slotMapping(group: LayerGroup, items: readonly PlacedItem[], rows: numb
   return slots;
 }
 
-/** Entry i of a row is block i below the sinks, and block firstLocal + i - sinks from there on. */
 function blockTables(group: LayerGroup, items: readonly PlacedItem[]) {
-  const sinks = group.range.sinkBlocks;
-  const first = items.map(({ sequence }) => group.firstLocalBlock(sequence.computed));
-  const widths = items.map(
-    ({ sequence }, i) => sinks + Math.max(0, sequence.blocksOf(group).length - (first[i] ?? 0)),
-  );
-  const tableWidth = Math.max(1, ...widths);
+  const entries = items.map(({ sequence }) => tableEntries(group, sequence));
+  const tableWidth = Math.max(1, ...entries);
   const blockTable = new Int32Array(items.length * tableWidth).fill(-1);
   items.forEach(({ sequence }, row) => {
-    const blocks = sequence.blocksOf(group);
-    for (let i = 0; i < (widths[row] ?? 0); i++) {
-      const index = i < sinks ? i : (first[row] ?? 0) + i - sinks;
-      blockTable[row * tableWidth + i] = blocks.block(index);
-    }
+    writeTableRow(blockTable, row * tableWidth, group, sequence);
   });
+  const first = items.map(({ sequence }) => group.firstLocalBlock(sequence.computed));
   return { blockTable, tableWidth, firstLocal: Int32Array.from(first) };
+}
+
+/** Entries of a sequence's row of the block table. */
+export function tableEntries(group: LayerGroup, sequence: Sequence): number {
+  const first = group.firstLocalBlock(sequence.computed);
+  return group.range.sinkBlocks + Math.max(0, sequence.blocksOf(group).length - first);
+}
+
+/** Entry i of a row is block i below the sinks, and block firstLocal + i - sinks from there on. */
+export function writeTableRow(
+  table: Int32Array,
+  at: number,
+  group: LayerGroup,
+  sequence: Sequence,
+): void {
+  const sinks = group.range.sinkBlocks;
+  const first = group.firstLocalBlock(sequence.computed);
+  const blocks = sequence.blocksOf(group);
+  const entries = tableEntries(group, sequence);
+  for (let i = 0; i < entries; i++) {
+    table[at + i] = blocks.block(i < sinks ? i : first + i - sinks);
+  }
 }
 
 /** Runs of positions [from, to) that the item's queries may see: everything, or sinks and window. */

@@ -3,16 +3,16 @@ import type { Model } from '../model/model';
 import type { Device, Graph, Stream } from '../native/device';
 import type { Ops, SampleResult } from '../native/ops';
 import type { Tensor } from '../native/tensor';
-import type { Batch, GroupBatch } from './batch';
-import type { StepWork } from './model-runner';
-import { packIntegers, packSettings, type SampledToken } from './sampling-row';
+import { tableEntries, writeTableRow, type BatchLimits } from './batch';
+import type { StepOutput, StepWork } from './model-runner';
+import { writeIntegers, writeSettings, type SamplingRow } from './sampling-row';
 import { makeStep, type RopeAngles, type StepTensors } from './step';
 
 /** One new token a sequence, in absorbed form, sampled, and nothing else wanted of it. */
-export function isPlainDecode(batch: Batch, work: readonly StepWork[]): boolean {
+export function isPlainDecode(work: readonly StepWork[], limits: BatchLimits): boolean {
   const plain = ({ count, sample, score = [] }: StepWork) =>
     count === 1 && score.length === 0 && sample?.seen === undefined && sample?.alternatives === 0;
-  return batch.absorbedRows === batch.rows && work.every(plain);
+  return limits.expandedMinTokens > 1 && work.every(plain);
 }
 
 /**
@@ -36,25 +36,28 @@ export class DecodeGraphs {
   ) {}
 
   /**
-   * Enqueues one token for each of the batch's sequences, which `isPlainDecode`. With `follows` each
-   * goes on with the token that the step before chose in the same row, not with the batch's.
+   * Enqueues one token for each sequence, which `isPlainDecode`. With `follows` each goes on with the
+   * token that the step before chose in the same row, not with its own.
    */
-  start(batch: Batch, work: readonly StepWork[], follows: boolean): Promise<SampledToken[]> {
-    const bucket = this.bucketFor(batch);
-    if (!follows) bucket.results.writeTokens(batch.tokens);
-    bucket.write(batch, work);
+  start(work: readonly StepWork[], follows: boolean): Promise<StepOutput[]> {
+    const bucket = this.bucketFor(work);
+    if (!follows) bucket.results.writeTokens(work);
+    bucket.write(work);
     // The first time it runs eagerly: libraries and kernels that are loaded at first use would
     // otherwise be loaded while a graph is recorded.
     if (bucket.graph === undefined) bucket.enqueue();
     else this.ops.stream.launch(bucket.graph);
-    const tokens = bucket.results.read(work.length);
+    const outputs = bucket.results.read(work.length);
     bucket.graph ??= this.ops.stream.record(() => bucket.enqueue());
-    return tokens;
+    return outputs;
   }
 
-  private bucketFor(batch: Batch): Bucket {
-    const rows = powerOfTwo(batch.rows);
-    const widths = batch.groups.map(({ tableWidth }) => powerOfTwo(tableWidth));
+  private bucketFor(work: readonly StepWork[]): Bucket {
+    const rows = powerOfTwo(work.length);
+    const widths = this.groups.map((group) => {
+      const entries = work.map(({ sequence }) => tableEntries(group, sequence));
+      return powerOfTwo(Math.max(...entries));
+    });
     const key = [rows, ...widths].join();
     let bucket = this.buckets.get(key);
     if (bucket === undefined) {
@@ -92,20 +95,23 @@ class Results {
     };
   }
 
-  writeTokens(tokens: Int32Array): void {
-    const padded = new Int32Array(this.rows);
-    padded.set(tokens);
-    this.stream.write(this.sampled.tokens, padded);
+  writeTokens(work: readonly StepWork[]): void {
+    const tokens = new Int32Array(this.rows);
+    work.forEach(({ sequence: { tokens: known, computed } }, row) => {
+      tokens[row] = known[computed] ?? 0;
+    });
+    this.stream.write(this.sampled.tokens, tokens);
   }
 
-  async read(count: number): Promise<SampledToken[]> {
-    const outputs = await this.stream.readIntegers(this.buffer);
-    const logprobs = new Float32Array(outputs.buffer, this.rows * 4, this.rows);
-    return Array.from(outputs.subarray(0, count), (token, row) => ({
-      token,
-      logprob: logprobs[row] ?? NaN,
-      alternatives: [],
-    }));
+  async read(count: number): Promise<StepOutput[]> {
+    const tokens = await this.stream.readIntegers(this.buffer);
+    const logprobs = new Float32Array(tokens.buffer, this.rows * 4, this.rows);
+    const outputs: StepOutput[] = [];
+    for (let row = 0; row < count; row++) {
+      const sampled = { token: tokens[row] ?? 0, logprob: logprobs[row] ?? NaN, alternatives: [] };
+      outputs.push({ sampled });
+    }
+    return outputs;
   }
 }
 
@@ -118,7 +124,14 @@ interface Layout {
   length: number;
 }
 
+/** Rows beyond the batch are greedy. */
+const padding: SamplingRow = {
+  ...{ temperature: 0, topK: 0, topP: 1, minP: 0, repetitionPenalty: 1 },
+  ...{ seed: 0, counter: 0, alternatives: 0 },
+};
+
 interface GroupLayout {
+  group: LayerGroup;
   slots: number;
   firstLocal: number;
   blockTable: number;
@@ -126,7 +139,7 @@ interface GroupLayout {
   width: number;
 }
 
-function layOut(rows: number, widths: readonly number[]): Layout {
+function layOut(rows: number, of: readonly LayerGroup[], widths: readonly number[]): Layout {
   let length = 0;
   const take = (elements: number) => {
     const offset = length;
@@ -136,12 +149,16 @@ function layOut(rows: number, widths: readonly number[]): Layout {
   const positions = take(rows);
   const settings = take(rows * 4);
   const integers = take(rows * 4);
-  const groups = widths.map((width) => ({
-    slots: take(rows),
-    firstLocal: take(rows),
-    blockTable: take(rows * width),
-    width,
-  }));
+  const groups = of.map((group, g) => {
+    const width = widths[g] ?? 1;
+    return {
+      group,
+      slots: take(rows),
+      firstLocal: take(rows),
+      blockTable: take(rows * width),
+      width,
+    };
+  });
   return { positions, settings, integers, groups, length };
 }
 
@@ -152,6 +169,8 @@ function layOut(rows: number, widths: readonly number[]): Layout {
 class Bucket {
   graph: Graph | undefined;
   private readonly layout: Layout;
+  private readonly staged: Int32Array; // what is copied to the inputs
+  private readonly stagedSettings: Float32Array; // [rows, 4], within it
   private readonly inputs: Tensor; // i32 [layout.length]
   private readonly step: StepTensors;
   private readonly settings: Tensor;
@@ -167,8 +186,10 @@ class Bucket {
     widths: readonly number[],
   ) {
     const { rows } = results;
-    this.layout = layOut(rows, widths);
+    this.layout = layOut(rows, groups, widths);
     const { layout } = this;
+    this.staged = new Int32Array(layout.length);
+    this.stagedSettings = new Float32Array(this.staged.buffer, layout.settings * 4, rows * 4);
     this.inputs = device.allocate('i32', [layout.length], 'workspace');
     const queryStarts = device.allocate('i32', [rows + 1], 'workspace');
     ops.stream.write(
@@ -182,29 +203,31 @@ class Bucket {
       tokens: results.sampled.tokens,
       positions: row(layout.positions),
       queryStarts,
-      groups: layout.groups.map((place, g) => this.groupTensors(groups[g] as LayerGroup, place)),
+      groups: layout.groups.map((place) => this.groupTensors(place)),
     };
     this.settings = this.inputs.view('f32', [rows, 4], [4, 1], layout.settings);
     this.integers = this.inputs.view('i32', [rows, 4], [4, 1], layout.integers);
   }
 
   /** Overwrites all that varies but the tokens. */
-  write(batch: Batch, work: readonly StepWork[]): void {
-    const { layout } = this;
+  write(work: readonly StepWork[]): void {
+    const { staged, stagedSettings, layout } = this;
     const { rows } = this.results;
-    const inputs = new Int32Array(layout.length);
-    const settings = new Float32Array(inputs.buffer, layout.settings * 4, rows * 4);
-    const samples = work.flatMap(({ sample }) => sample ?? []);
-    inputs.fill(-1, layout.positions, layout.positions + rows);
-    inputs.set(batch.positions, layout.positions);
-    // Padding is greedy: temperature 0, top-p 1, min-p 0, penalty 1.
-    for (let row = 0; row < rows; row++) settings.set([0, 1, 0, 1], row * 4);
-    settings.set(packSettings(samples));
-    inputs.set(packIntegers(samples), layout.integers);
-    layout.groups.forEach((place, g) => {
-      this.fillGroup(inputs, batch.groups[g] as GroupBatch, place, batch.rows);
-    });
-    this.ops.stream.write(this.inputs, inputs);
+    staged.fill(-1); // positions, slots and blocks of the padding
+    for (const { firstLocal } of layout.groups) staged.fill(0, firstLocal, firstLocal + rows);
+    for (let row = 0; row < rows; row++) {
+      const { sequence, sample = padding } = work[row] ?? {};
+      writeSettings(stagedSettings, row * 4, sample);
+      writeIntegers(staged, layout.integers + row * 4, sample);
+      if (sequence === undefined) continue;
+      staged[layout.positions + row] = sequence.computed;
+      for (const { group, slots, firstLocal, blockTable, width } of layout.groups) {
+        staged[slots + row] = sequence.blocksOf(group).slot(sequence.computed);
+        staged[firstLocal + row] = group.firstLocalBlock(sequence.computed);
+        writeTableRow(staged, blockTable + row * width, group, sequence);
+      }
+    }
+    this.ops.stream.write(this.inputs, staged);
   }
 
   /** Enqueues the step itself: the same operations on the same addresses every time. */
@@ -216,10 +239,10 @@ class Bucket {
     });
   }
 
-  private groupTensors(group: LayerGroup, place: GroupLayout): StepTensors['groups'][number] {
+  private groupTensors(place: GroupLayout): StepTensors['groups'][number] {
     const { inputs } = this;
     const { rows } = this.results;
-    const { slots, firstLocal, blockTable, width } = place;
+    const { group, slots, firstLocal, blockTable, width } = place;
     return {
       group,
       slots: inputs.view('i32', [rows], [1], slots),
@@ -229,25 +252,6 @@ class Bucket {
       },
       rounds: [],
     };
-  }
-
-  private fillGroup(
-    inputs: Int32Array,
-    group: GroupBatch,
-    place: GroupLayout,
-    count: number,
-  ): void {
-    const { rows } = this.results;
-    const { slots, firstLocal, blockTable, width } = place;
-    inputs.fill(-1, slots, slots + rows);
-    inputs.set(group.slots, slots);
-    inputs.set(group.firstLocal, firstLocal);
-    inputs.fill(-1, blockTable, blockTable + rows * width);
-    for (let row = 0; row < count; row++) {
-      const from = row * group.tableWidth;
-      const entries = group.blockTable.subarray(from, from + group.tableWidth);
-      inputs.set(entries, blockTable + row * width);
-    }
   }
 }
 

@@ -61,16 +61,15 @@ export class ModelRunner {
    */
   start(work: readonly StepWork[], after?: StepInFlight): StepInFlight {
     for (const { sequence, count } of work) sequence.extend(count);
-    const batch = planBatch(work, this.groups, this.limits);
     const { graphs } = this;
-    const canBeFollowed = graphs !== undefined && isPlainDecode(batch, work);
+    const canBeFollowed = graphs !== undefined && isPlainDecode(work, this.limits);
     if (after !== undefined && !(after.canBeFollowed && canBeFollowed)) {
       throw new LozaError('ERR_LOZA_INTERNAL', 'This step needs tokens that were not read yet');
     }
     const outputs = this.ops.arena.scope(() =>
       canBeFollowed
-        ? graphs.start(batch, work, after !== undefined).then(samplesOnly)
-        : this.startEagerly(batch, work),
+        ? graphs.start(work, after !== undefined)
+        : this.startEagerly(planBatch(work, this.groups, this.limits), work),
     );
     for (const { sequence, count } of work) sequence.advance(count);
     return { outputs, canBeFollowed };
@@ -186,10 +185,6 @@ export class ModelRunner {
     rows.forEach((row, i) => row.seen && masks.set(row.seen, i * words));
     return this.ops.upload(masks, rows.length, words);
   }
-}
-
-function samplesOnly(samples: readonly SampledToken[]): StepOutput[] {
-  return samples.map((sampled) => ({ sampled }));
 }
 
 function concatenate(parts: readonly Float32Array[]): Float32Array {

@@ -25,18 +25,28 @@ export const seenWords = (vocabSize: number): number => Math.ceil(vocabSize / 32
 
 /** f32 [rows, 4] as native/ops/sample/sample.h wants it. */
 export function packSettings(rows: readonly SamplingRow[]): Float32Array {
-  return Float32Array.from(
-    rows.flatMap((r) => [r.temperature, r.topP, r.minP, r.repetitionPenalty]),
-  );
+  const settings = new Float32Array(rows.length * 4);
+  rows.forEach((row, i) => writeSettings(settings, i * 4, row));
+  return settings;
 }
 
 /** i32 [rows, 4] likewise. */
 export function packIntegers(rows: readonly SamplingRow[]): Int32Array {
-  const values = rows.flatMap(({ topK, seed, counter }) => [
-    topK,
-    (seed % 2 ** 32) | 0,
-    Math.floor(seed / 2 ** 32) | 0,
-    counter,
-  ]);
-  return Int32Array.from(values);
+  const integers = new Int32Array(rows.length * 4);
+  rows.forEach((row, i) => writeIntegers(integers, i * 4, row));
+  return integers;
+}
+
+export function writeSettings(to: Float32Array, at: number, row: SamplingRow): void {
+  to[at] = row.temperature;
+  to[at + 1] = row.topP;
+  to[at + 2] = row.minP;
+  to[at + 3] = row.repetitionPenalty;
+}
+
+export function writeIntegers(to: Int32Array, at: number, row: SamplingRow): void {
+  to[at] = row.topK;
+  to[at + 1] = row.seed % 2 ** 32; // an Int32Array keeps the low 32 bits
+  to[at + 2] = Math.floor(row.seed / 2 ** 32);
+  to[at + 3] = row.counter;
 }
