@@ -154,6 +154,75 @@ test('a score job gets its logits in order, chunk by chunk', async () => {
   await idle(engine, runner);
 });
 
+describe('a step that follows another', () => {
+  /** Steps that were enqueued while each ran. */
+  const depths = (runner: FakeRunner): number[] => {
+    const seen: number[] = [];
+    runner.during = () => seen.push(runner.steps.length - seen.length - 1);
+    return seen;
+  };
+
+  test('is enqueued while that one runs, and none for tokens that nobody wants', async () => {
+    const runner = new FakeRunner(16);
+    const ahead = depths(runner);
+    const engine = makeEngine(runner);
+    const job = new TestJob(5, 6);
+    engine.submit(job);
+    await job.settled;
+    expectWhole([job]);
+    expect(ahead).toEqual([0, 1, 1, 1, 1, 0]); // the prompt, five tokens
+    await idle(engine, runner);
+  });
+
+  test('is not, where the device cannot go on alone', async () => {
+    const runner = new FakeRunner(16);
+    runner.followed = false;
+    const ahead = depths(runner);
+    const engine = makeEngine(runner);
+    const job = new TestJob(5, 6);
+    engine.submit(job);
+    await job.settled;
+    expect(ahead).toEqual([0, 0, 0, 0, 0, 0]);
+    await idle(engine, runner);
+  });
+
+  test('waits for a job that can join', async () => {
+    const runner = new FakeRunner(16);
+    const ahead = depths(runner);
+    const engine = makeEngine(runner);
+    const [first, second] = [new TestJob(5, 30), new TestJob(70, 10, 2)];
+    first.onReceive = () => first.tokens.length === 10 && engine.submit(second);
+    engine.submit(first);
+    await Promise.all([first.settled, second.settled]);
+    expectWhole([first, second]);
+    expect(ahead.filter((depth) => depth === 0).length).toBeLessThanOrEqual(6);
+    expect(Math.max(...ahead)).toBe(1);
+    await idle(engine, runner);
+  });
+
+  test('drops the token behind the last one, and frees its blocks once', async () => {
+    const runner = new FakeRunner(16);
+    const engine = makeEngine(runner);
+    const jobs = [5, 127].map((prompt, i) => new TestJob(prompt, 60, i));
+    const stopped = jobs[1]!;
+    // It has room for more tokens, but its second is one to stop at.
+    const receive = stopped.receive.bind(stopped);
+    let received = 0;
+    stopped.receive = (sequence, output) => {
+      const done = receive(sequence, output) || stopped.tokens.length === 2;
+      received += 1;
+      if (done) expect(sequence.computed).toBe(129); // one more than its tokens need
+      return done;
+    };
+    submitAll(engine, jobs);
+    await jobs[0]!.settled;
+    expectWhole([jobs[0]!]);
+    expect(received).toBe(3); // two chunks of the prompt, of which the last gives a token
+    expect(stopped.tokens).toEqual(stopped.expected.slice(0, 2));
+    await idle(engine, runner);
+  });
+});
+
 // ---- Random workloads ----
 
 interface Event {
@@ -180,8 +249,10 @@ test('random workloads: the tokens of each job alone, nothing leaks, nobody star
     fc.asyncProperty(
       engines,
       fc.array(event, { minLength: 4, maxLength: 24 }),
-      async (l, events) => {
+      fc.boolean(),
+      async (l, events, followed) => {
         const runner = new FakeRunner(12, 12);
+        runner.followed = followed;
         const engine = makeEngine(runner, l);
         await play(
           engine,
