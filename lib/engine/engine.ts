@@ -29,14 +29,16 @@ interface Flight {
   step: StepInFlight;
 }
 
+type Landed = { outputs: StepOutput[] } | { error: unknown };
+
 /**
  * Serves jobs together: every step decodes one token of each sequence that has been read and reads
  * one chunk of the prompts that have not, oldest first. A job starts when the KV blocks it may need
  * at most are free, so none runs out on the way.
  *
  * While the same sequences decode, the next step is enqueued before the tokens of this one are read:
- * the device does not wait for the host. Why a token is the last one may show only when the next is
- * on its way already; that one is dropped.
+ * the device does not wait for the host. That a token was the last one shows when the next is on its
+ * way already, or the next two where the text decides; those are dropped.
  */
 export class Engine {
   private readonly waiting: Job[] = [];
@@ -93,10 +95,14 @@ export class Engine {
     // One turn of the event loop, so that jobs submitted together start together.
     await Promise.resolve();
     let flight = this.takeOff();
+    let next = this.follow(flight);
     while (flight !== undefined) {
-      const next = this.follow(flight);
-      await this.land(flight);
+      const landed = await land(flight);
+      // First of all, so that the device has work while the host looks at the tokens.
+      const later = goOn(flight, landed) ? this.follow(next) : undefined;
+      this.deliver(flight, landed);
       flight = next ?? this.takeOff();
+      next = next === undefined ? this.follow(flight) : later;
     }
     this.cancelled.clear();
     this.loop = undefined;
@@ -114,9 +120,9 @@ export class Engine {
   }
 
   /** Starts the step behind one that is on its way, if it has the same sequences. */
-  private follow(flight: Flight): Flight | undefined {
+  private follow(flight: Flight | undefined): Flight | undefined {
     const { running } = this;
-    if (!flight.step.canBeFollowed || this.cancelled.size > 0 || this.admissible())
+    if (!flight?.step.canBeFollowed || this.cancelled.size > 0 || this.admissible())
       return undefined;
     if (running.length !== flight.batch.length) return undefined;
     if (running.some((one, i) => one !== flight.batch[i])) return undefined;
@@ -188,21 +194,17 @@ export class Engine {
     return { batch, step };
   }
 
-  private async land({ batch, step }: Flight): Promise<void> {
+  private deliver({ batch }: Flight, landed: Landed): void {
     const done = new Set<Running>();
-    try {
-      const outputs = await step.outputs;
-      batch.forEach((running, i) => {
-        if (running.over || this.cancelled.has(running.job)) return;
-        if (deliver(running, outputs[i] ?? {})) done.add(running);
-      });
-    } catch (error) {
-      for (const running of batch) {
-        if (running.over) continue;
-        fail(running.job, error);
+    batch.forEach((running, i) => {
+      if (running.over) return;
+      if ('error' in landed) {
+        fail(running.job, landed.error);
         done.add(running);
+      } else if (!this.cancelled.has(running.job)) {
+        if (receive(running, landed.outputs[i] ?? {})) done.add(running);
       }
-    }
+    });
     this.finish((running) => done.has(running) || this.cancelled.delete(running.job));
   }
 
@@ -233,13 +235,30 @@ async function rejected(error: unknown): Promise<never> {
   throw error;
 }
 
+async function land({ step }: Flight): Promise<Landed> {
+  try {
+    return { outputs: await step.outputs };
+  } catch (error) {
+    return { error };
+  }
+}
+
+/** Whether nobody stops at a token of the step, as far as the tokens alone tell. */
+function goOn({ batch }: Flight, landed: Landed): boolean {
+  if ('error' in landed) return false;
+  return batch.every(({ job }, i) => {
+    const sampled = landed.outputs[i]?.sampled;
+    return sampled === undefined || job.stopsAt?.(sampled.token) !== true;
+  });
+}
+
 function plan(running: Running, count: number): Planned {
   const { job, sequence } = running;
   return { running, work: { sequence, count, ...job.plan(sequence, count) } };
 }
 
 /** Gives a job its output; true when it is done. A job that throws fails alone. */
-function deliver({ job, sequence }: Running, output: StepOutput): boolean {
+function receive({ job, sequence }: Running, output: StepOutput): boolean {
   try {
     return job.receive(sequence, output);
   } catch (error) {

@@ -97,6 +97,10 @@ export class GenerateJob implements Job {
     return { sample: this.seen ? { ...row, seen: this.seen } : row };
   }
 
+  stopsAt(token: number): boolean {
+    return this.stopIds.has(token);
+  }
+
   receive(sequence: Sequence, output: StepOutput): boolean {
     if (output.sampled === undefined) {
       this.report('prefill', sequence.computed, this.prompt.length);
@@ -128,7 +132,7 @@ export class GenerateJob implements Job {
 
   /** The text a token adds, and why it is the last one if it is. */
   private textOf(token: number): { text: string; reason: FinishReason | undefined } {
-    const ended = this.stopIds.has(token);
+    const ended = this.stopsAt(token);
     const last = ended || this.tokens.length >= this.maxNewTokens;
     let raw = ended ? '' : (this.detokenizer?.push(token) ?? '');
     if (last) raw += this.detokenizer?.flush() ?? '';

@@ -1,5 +1,6 @@
 import fc from 'fast-check';
 import type { Engine } from '../../lib/engine/engine';
+import type { Job } from '../../lib/engine/job';
 import { ScoreJob } from '../../lib/engine/score-job';
 import { blocksFor } from '../../lib/kv/layer-group';
 import { expectLozaError } from '../support/errors';
@@ -200,25 +201,27 @@ describe('a step that follows another', () => {
     await idle(engine, runner);
   });
 
-  test('drops the token behind the last one, and frees its blocks once', async () => {
+  test.each([
+    ['the token tells', 1],
+    ['its text tells', 2],
+  ])('is dropped where a job stops before; %s', async (_, dropped) => {
     const runner = new FakeRunner(16);
     const engine = makeEngine(runner);
-    const jobs = [5, 127].map((prompt, i) => new TestJob(prompt, 60, i));
-    const stopped = jobs[1]!;
-    // It has room for more tokens, but its second is one to stop at.
+    const [other, stopped] = [new TestJob(5, 60), new TestJob(127, 60, 2)];
     const receive = stopped.receive.bind(stopped);
-    let received = 0;
+    const computed: number[] = [];
     stopped.receive = (sequence, output) => {
-      const done = receive(sequence, output) || stopped.tokens.length === 2;
-      received += 1;
-      if (done) expect(sequence.computed).toBe(129); // one more than its tokens need
-      return done;
+      computed.push(sequence.computed);
+      return receive(sequence, output) || stopped.tokens.length === 3;
     };
-    submitAll(engine, jobs);
-    await jobs[0]!.settled;
-    expectWhole([jobs[0]!]);
-    expect(received).toBe(3); // two chunks of the prompt, of which the last gives a token
-    expect(stopped.tokens).toEqual(stopped.expected.slice(0, 2));
+    const last = stopped.expected[2];
+    if (dropped === 1) (stopped as Job).stopsAt = (token) => token === last;
+    submitAll(engine, [other, stopped]);
+    await other.settled;
+    expectWhole([other]);
+    expect(stopped.errors).toEqual([]);
+    expect(stopped.tokens).toEqual(stopped.expected.slice(0, 3));
+    expect(computed).toEqual([64, 127, 130, 129 + dropped]); // with three tokens it needs 129
     await idle(engine, runner);
   });
 });
