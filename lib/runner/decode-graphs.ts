@@ -43,13 +43,15 @@ export class DecodeGraphs {
     const bucket = this.bucketFor(work);
     if (!follows) bucket.results.writeTokens(work);
     bucket.write(work);
-    // The first time it runs eagerly: libraries and kernels that are loaded at first use would
-    // otherwise be loaded while a graph is recorded.
-    if (bucket.graph === undefined) bucket.enqueue();
-    else this.ops.stream.launch(bucket.graph);
-    const outputs = bucket.results.read(work.length);
-    bucket.graph ??= this.ops.stream.record(() => bucket.enqueue());
-    return outputs;
+    if (bucket.graph === undefined) {
+      // The first time it runs eagerly: libraries and kernels that are loaded at first use would
+      // otherwise be loaded while a graph is recorded.
+      bucket.enqueue();
+      bucket.graph = this.ops.stream.record(() => bucket.enqueue());
+    } else {
+      this.ops.stream.launch(bucket.graph);
+    }
+    return bucket.results.read(work.length);
   }
 
   private bucketFor(work: readonly StepWork[]): Bucket {

@@ -117,6 +117,7 @@ describe.each(groups)('%s', (_, shape) => {
           blocks.trim(computed);
           expect(heldBlocks(blocks)).toEqual(neededLater(shape, computed, end));
           expect(blocks.held + blocks.freed).toBe(end);
+          expect(blocks.freed).toBe(group.blocksFreed(computed));
           expect(blocks.held).toBe(group.pool.inUse);
         }
         blocks.release();
