@@ -1,6 +1,5 @@
 #include "cuda/waiter.h"
 
-#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -8,24 +7,6 @@
 #include "cuda/context.h"
 
 namespace loza::cuda {
-namespace {
-
-// A thread that sleeps in cudaEventSynchronize is told some 100 us late. That is a third of a short
-// step, and nothing of a long one: short waits are polled, and only what lasts longer is slept
-// through. So no core is busy for more than this after work was enqueued.
-constexpr std::chrono::microseconds kPolled{400};
-
-cudaError_t wait_for(cudaEvent_t event) {
-  const auto end = std::chrono::steady_clock::now() + kPolled;
-  while (std::chrono::steady_clock::now() < end) {
-    const cudaError_t result = cudaEventQuery(event);
-    if (result != cudaErrorNotReady) return result;
-    std::this_thread::yield();
-  }
-  return cudaEventSynchronize(event);
-}
-
-}  // namespace
 
 Waiter::Waiter() : thread_([this] { run(); }) {}
 
@@ -87,7 +68,7 @@ void Waiter::finish(Entry& entry) {
   };
   note(std::move(error));
   if (passed != nullptr) {
-    const cudaError_t result = wait_for(passed);
+    const cudaError_t result = cudaEventSynchronize(passed);
     if (result != cudaSuccess) note(to_error(result, "work on the GPU failed"));
   }
   note(lost_context());
