@@ -7,6 +7,7 @@ import {
   placeholder,
   scaleBlock,
   scaleSuffix,
+  WeightList,
   type Copy,
   type MatrixName,
   type WeightSource,
@@ -38,11 +39,12 @@ const scaleShape = (shape: readonly number[]): number[] =>
   shape.map((extent, i) => (i < shape.length - 2 ? extent : Math.ceil(extent / scaleBlock)));
 
 /** Writes down every tensor that a model asks for: what a checkpoint of it would hold. */
-export class DummyList implements WeightSource {
+export class DummyList extends WeightList {
   readonly tensors = new Map<string, TensorEntry>();
   private readonly dtypes: DummyDtypes;
 
   constructor(config: Config) {
+    super();
     this.dtypes = readDtypes(config);
   }
 
@@ -62,18 +64,6 @@ export class DummyList implements WeightSource {
   stack(names: readonly string[], rows: number, columns: number): Weight {
     for (const name of names) this.matrix(name, rows, columns);
     return { tensor: placeholder('f32', [names.length, rows, columns]) };
-  }
-
-  joined(parts: readonly MatrixName[], columns: number): Joined {
-    return parts.map(({ name, rows }) => this.matrix(name, rows, columns));
-  }
-
-  joinedStack(names: readonly (readonly string[])[], rows: number, columns: number): Joined {
-    return names.map((stack) => this.stack(stack, rows, columns));
-  }
-
-  plainMatrix(name: string, rows: number, columns: number): Tensor {
-    return this.matrix(name, rows, columns).tensor;
   }
 
   vector(name: string, size: number): Tensor {

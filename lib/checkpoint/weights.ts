@@ -110,11 +110,33 @@ class Lookup {
   }
 }
 
+/** A source that only notes what a model asks for: nothing is joined, as nothing lies anywhere. */
+export abstract class WeightList implements WeightSource {
+  abstract matrix(name: string, rows: number, columns: number): Weight;
+  abstract exactMatrix(name: string, rows: number, columns: number): Weight;
+  abstract stack(names: readonly string[], rows: number, columns: number): Weight;
+  abstract vector(name: string, size: number): Tensor;
+  abstract floatVector(name: string, size: number): Tensor;
+
+  joined(parts: readonly MatrixName[], columns: number): Joined {
+    return parts.map(({ name, rows }) => this.matrix(name, rows, columns));
+  }
+
+  joinedStack(names: readonly (readonly string[])[], rows: number, columns: number): Joined {
+    return names.map((stack) => this.stack(stack, rows, columns));
+  }
+
+  plainMatrix(name: string, rows: number, columns: number): Tensor {
+    return this.matrix(name, rows, columns).tensor;
+  }
+}
+
 /** Checks a checkpoint against a model without touching a device. */
-export class WeightChecker implements WeightSource {
+export class WeightChecker extends WeightList {
   private readonly lookup: Lookup;
 
   constructor(private readonly checkpoint: Checkpoint) {
+    super();
     this.lookup = new Lookup(checkpoint.tensors);
   }
 
@@ -135,18 +157,6 @@ export class WeightChecker implements WeightSource {
         `${names[0]} and its siblings have several dtypes: ${[...dtypes].join(', ')}`,
       );
     return { tensor: placeholder('f32', [names.length, rows, columns]) };
-  }
-
-  joined(parts: readonly MatrixName[], columns: number): Joined {
-    return parts.map(({ name, rows }) => this.matrix(name, rows, columns));
-  }
-
-  joinedStack(names: readonly (readonly string[])[], rows: number, columns: number): Joined {
-    return names.map((stack) => this.stack(stack, rows, columns));
-  }
-
-  plainMatrix(name: string, rows: number, columns: number): Tensor {
-    return this.matrix(name, rows, columns).tensor;
   }
 
   vector(name: string, size: number): Tensor {

@@ -12,6 +12,7 @@
 #include <cstdint>
 
 #include "cuda/check.h"
+#include "cuda/mma.cuh"
 
 namespace loza::cuda::attention {
 
@@ -24,10 +25,6 @@ inline constexpr float kLn2 = 0.6931471805599453f;
 
 __device__ inline float negative_infinity() { return __int_as_float(0xff800000); }
 __device__ inline float not_a_number() { return __int_as_float(0x7fc00000); }
-
-__device__ inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 // Copies 16 bytes, or writes 16 zero bytes without reading anything.
 __device__ inline void copy_async(uint32_t to, const void* from, bool valid) {

@@ -62,18 +62,6 @@ __device__ __forceinline__ void barrier_signal_remote(uint64_t* barrier, uint32_
       : "memory");
 }
 
-__device__ __forceinline__ bool barrier_try_wait(uint64_t* barrier, uint32_t parity) {
-  uint32_t done;
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, done;\n}"
-      : "=r"(done)
-      : "r"(shared_address(barrier)), "r"(parity)
-      : "memory");
-  return done != 0;
-}
-
 // Returns when the phase of this parity has ended. The loop is written in PTX: one in C++ counts as
 // divergent, and ptxas then serialises the wgmma instructions around it.
 __device__ __forceinline__ void barrier_wait(uint64_t* barrier, uint32_t parity) {
@@ -173,14 +161,6 @@ __device__ __forceinline__ void release_registers() {
 template <int kRegisters>
 __device__ __forceinline__ void claim_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-
-// True in one lane of a converged warp.
-__device__ __forceinline__ bool elect_one() {
-  uint32_t elected;
-  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}"
-               : "=r"(elected));
-  return elected != 0;
 }
 
 // ---- Programmatic dependent launch -----------------------------------------------------------------
