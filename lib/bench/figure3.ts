@@ -10,7 +10,7 @@ import type { BenchTest } from './grammar';
 import type { MeasuredLimits } from './kernels';
 import { roofline, type Limits } from './limits';
 import { panelContexts, paperPoint, type PanelName } from './paper';
-import { timeStep } from './run-tests';
+import { timeGeneration, timeStep } from './run-tests';
 import { greedy, seat } from './sequences';
 import { median, Stopwatch, type Effort } from './stopwatch';
 import { randomIntegers } from './statistics';
@@ -285,17 +285,13 @@ async function measureDecode(
     const batch = plan.batchAt(context);
     const depth = context - count; // so that steps stay within a bucket of recorded graphs
     const sequences = seat(groups, { batch, depth, tokens });
-    const times: number[] = [];
+    let times: number[];
     try {
-      for (let i = 0; i < count; i++) {
-        throwIfAborted(signal);
-        const work = sequences.map((sequence) => ({ sequence, count: 1, sample: greedy }));
-        times.push((await timeStep(loaded, work)) / 1000);
-      }
+      times = await timeGeneration(loaded, sequences, count, signal);
     } finally {
       for (const sequence of sequences) sequence.release();
     }
-    medians.push(median(times.slice(warmups)));
+    medians.push(median(times.slice(warmups)) / 1000);
     onPoint?.();
   }
   return medians;

@@ -66,12 +66,7 @@ async function runOnce(
     if (!randomDepth) await readPrompts(loaded, sequences, depth, chunk, signal);
     const start = performance.now();
     const prompt = await readPrompts(loaded, sequences, test.prompt, chunk, signal);
-    const generateSteps: number[] = [];
-    for (let i = 0; i < test.generate; i++) {
-      throwIfAborted(signal);
-      const work = sequences.map((sequence) => ({ sequence, count: 1, sample: greedy }));
-      generateSteps.push(await timeStep(loaded, work));
-    }
+    const generateSteps = await timeGeneration(loaded, sequences, test.generate, signal);
     const total = performance.now() - start;
     const { promptSteps, firstTokens } = prompt;
     const firstToken = firstTokens.length > 0 ? sum(firstTokens) / firstTokens.length : undefined;
@@ -116,6 +111,36 @@ function nextChunk(left: { sequence: Sequence; remaining: number }[], chunk: num
     work.push(item.remaining > 0 ? { sequence, count } : { sequence, count, sample: greedy });
   }
   return work;
+}
+
+/**
+ * Milliseconds of each of `count` decode steps, from the end of the one before. As in the engine, a
+ * step is enqueued before the tokens of the one before are read; here they are known beforehand.
+ */
+export async function timeGeneration(
+  loaded: LoadedModel,
+  sequences: readonly Sequence[],
+  count: number,
+  signal: AbortSignal | undefined,
+): Promise<number[]> {
+  const start = () => {
+    const work = sequences.map((sequence) => ({ sequence, count: 1, sample: greedy }));
+    const { outputs } = loaded.parts.runner.start(work);
+    outputs.catch(() => {}); // told when it is waited for
+    return outputs;
+  };
+  const times: number[] = [];
+  let from = performance.now();
+  let step = count > 0 ? start() : undefined;
+  while (step !== undefined) {
+    throwIfAborted(signal);
+    const next = times.length + 1 < count ? start() : undefined;
+    await step;
+    const now = performance.now();
+    times.push(now - from);
+    [from, step] = [now, next];
+  }
+  return times;
 }
 
 export async function timeStep(loaded: LoadedModel, work: readonly StepWork[]): Promise<number> {
