@@ -138,13 +138,15 @@ export class Engine {
   }
 
   private admit(): void {
-    const { groups } = this.runner;
+    const { groups, prefixCache } = this.runner;
     for (let job = this.admissible(); job !== undefined; job = this.admissible()) {
       this.waiting.shift();
       for (const group of groups) {
         this.reserved.set(group, this.held(group) + this.needed(group, job));
       }
-      this.running.push({ job, sequence: new Sequence(job.prompt, groups), over: false });
+      const sequence = job.sequence ?? new Sequence(job.prompt, groups, prefixCache);
+      sequence.reuse(job.reusable);
+      this.running.push({ job, sequence, over: false });
     }
   }
 

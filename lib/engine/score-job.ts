@@ -5,6 +5,7 @@ import type { Sequence } from './sequence';
 /** Reads tokens and collects the logits of some positions, ascending. */
 export class ScoreJob implements Job {
   readonly maxTokens: number;
+  readonly reusable: number;
   readonly logits: Float32Array;
   readonly done: Promise<void>;
   private rows = 0;
@@ -18,6 +19,7 @@ export class ScoreJob implements Job {
     private readonly onProgress: ((tokens: number) => void) | undefined,
   ) {
     this.maxTokens = prompt.length;
+    this.reusable = Math.min(...positions);
     this.logits = new Float32Array(positions.length * vocabSize);
     this.done = new Promise((resolve, reject) => {
       this.resolve = resolve;
