@@ -1,5 +1,6 @@
 import { Engine } from '../../lib/engine/engine';
 import type { Job } from '../../lib/engine/job';
+import type { SchedulerLimits } from '../../lib/engine/scheduler';
 import type { Sequence } from '../../lib/engine/sequence';
 import { groupRange, LayerGroup } from '../../lib/kv/layer-group';
 import type { Device } from '../../lib/native/device';
@@ -173,10 +174,15 @@ export class TestJob implements Job {
   }
 }
 
-export const limits = { chunkTokens: 64, maxSequences: 8 };
+export const limits = { stepTokens: 64, chunkTokens: 64, maxSequences: 8 };
 
-export function makeEngine(runner: FakeRunner, overrides: Partial<typeof limits> = {}): Engine {
-  return new Engine(runner as unknown as ModelRunner, { ...limits, ...overrides });
+export function makeEngine(
+  runner: FakeRunner,
+  overrides: Partial<SchedulerLimits> = {},
+): Engine {
+  const { stepTokens = overrides.chunkTokens } = overrides;
+  const given = stepTokens === undefined ? overrides : { ...overrides, stepTokens };
+  return new Engine(runner as unknown as ModelRunner, { ...limits, ...given });
 }
 
 export function submitAll(engine: Engine, jobs: readonly Job[]): void {
