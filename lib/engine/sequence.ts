@@ -17,18 +17,6 @@ export class Sequence {
     return this.blocks.get(group) as SequenceBlocks;
   }
 
-  /** The group that has no blocks for the next `count` tokens. */
-  missing(count: number): LayerGroup | undefined {
-    const wanted = blocksFor(this.computed + count);
-    for (const [group, blocks] of this.blocks)
-      if (wanted - blocks.length > group.pool.available) return group;
-    return undefined;
-  }
-
-  reuse(limit: number): number {
-    return Math.min(limit, 0);
-  }
-
   /** Makes room for the next `count` tokens. */
   extend(count: number): void {
     for (const blocks of this.blocks.values()) blocks.extend(this.computed + count);

@@ -14,10 +14,6 @@ export class BlockPool {
     return this.capacity - this.free.length;
   }
 
-  get available(): number {
-    return this.free.length;
-  }
-
   /** Throws ERR_LOZA_OUT_OF_MEMORY when every block is held; the engine admits by budget, so it never should. */
   allocate(): number {
     const block = this.free.pop();
