@@ -18,6 +18,7 @@ import {
   LayerGroup,
   type LayerGroupKind,
 } from './kv/layer-group';
+import { PrefixCache } from './kv/prefix-cache';
 import { extendRope, ropeTable, type RopeTable } from './layers/rope';
 import { stepLimits, type ResolvedLoadOptions } from './load-options';
 import type { Model, ModelPlan } from './model/model';
@@ -169,6 +170,7 @@ async function loadOnto(
     limits,
     model.mla.vocabSize,
     graphs ? new DecodeGraphs(device, ops, built, groups, angles) : undefined,
+    options.prefixCache ? new PrefixCache(groups) : undefined,
   );
   await ops.stream.synchronize();
   const engine = new Engine(runner, step);
@@ -253,7 +255,7 @@ async function copyWeights(
 
 /** One group for full and one for streaming attentions, each with its own pool; empty ones are left out. */
 export function makeGroups(
-  device: Pick<Device, 'allocate'>,
+  device: Pick<Device, 'allocate' | 'release'>,
   { model, pattern }: LoadPlan,
   { stepTokens, maxSequences }: SchedulerLimits,
   dtype: DType,

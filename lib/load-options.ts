@@ -51,6 +51,8 @@ export interface LoadOptions {
   expandedMinTokens?: number | undefined;
   /** Record decode steps once and replay them (default: on a GPU). The tokens are the same. */
   decodeGraphs?: boolean | undefined;
+  /** Keep the KV blocks of what was read and written for prompts that begin alike (default true). */
+  prefixCache?: boolean | undefined;
   signal?: AbortSignal | undefined;
   onProgress?: ((progress: LoadProgress) => void) | undefined;
 }
@@ -77,6 +79,7 @@ export interface ResolvedLoadOptions {
   maxSequences: number;
   expandedMinTokens: number | undefined;
   decodeGraphs: boolean | undefined;
+  prefixCache: boolean;
   signal: AbortSignal | undefined;
   onProgress: ((progress: LoadProgress) => void) | undefined;
 }
@@ -97,6 +100,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
     'maxSequences',
     'expandedMinTokens',
     'decodeGraphs',
+    'prefixCache',
     'signal',
     'onProgress',
   ]);
@@ -111,6 +115,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
   }
   checkFlag('rope.exactAngles', rope.exactAngles);
   checkFlag('decodeGraphs', options.decodeGraphs);
+  checkFlag('prefixCache', options.prefixCache);
   return {
     device: oneOf('device', options.device ?? 'auto', ['auto', 'cpu', 'cuda']),
     ...resolveFormat(options),
@@ -122,12 +127,15 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
     expandedMinTokens: integer('expandedMinTokens', options.expandedMinTokens, 2 ** 30),
     rope: { yarnFactor: rope.yarnFactor, exactAngles: rope.exactAngles ?? false },
     decodeGraphs: options.decodeGraphs,
+    prefixCache: options.prefixCache ?? true,
     signal,
     onProgress,
   };
 }
 
-function resolveStep(options: LoadOptions): Pick<ResolvedLoadOptions, 'stepTokens' | 'chunkTokens'> {
+function resolveStep(
+  options: LoadOptions,
+): Pick<ResolvedLoadOptions, 'stepTokens' | 'chunkTokens'> {
   const stepTokens = integer('stepTokens', options.stepTokens, 2 ** 20);
   const chunkTokens = integer('chunkTokens', options.chunkTokens, stepTokens ?? 2 ** 20);
   return { stepTokens, chunkTokens };

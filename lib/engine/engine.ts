@@ -2,7 +2,7 @@ import { LozaError } from '../errors';
 import type { ModelRunner, StepInFlight, StepOutput, StepWork } from '../runner/model-runner';
 import type { Job } from './job';
 import { Scheduler, type Row, type Running, type SchedulerLimits } from './scheduler';
-import { Sequence } from './sequence';
+import type { Sequence } from './sequence';
 
 interface Planned {
   running: Running;
@@ -41,8 +41,7 @@ export class Engine {
     private readonly runner: ModelRunner,
     limits: SchedulerLimits,
   ) {
-    const { groups } = runner;
-    this.scheduler = new Scheduler(groups, limits, (tokens) => new Sequence(tokens, groups));
+    this.scheduler = new Scheduler(runner, limits);
   }
 
   /** Sequences in flight. */
@@ -67,6 +66,11 @@ export class Engine {
    */
   cancel(job: Job): void {
     this.scheduler.remove(job);
+  }
+
+  /** Takes back a sequence that a job has kept. */
+  drop(sequence: Sequence): void {
+    this.scheduler.drop(sequence);
   }
 
   /** Fails every job and resolves when no step is running any more. */
@@ -123,7 +127,7 @@ export class Engine {
     try {
       return [plan(row)];
     } catch (error) {
-      this.scheduler.end(running, true);
+      this.scheduler.end(running);
       fail(running.job, error);
       return [];
     }
@@ -146,7 +150,7 @@ export class Engine {
   private deliver({ batch }: Flight, landed: Landed): void {
     if ('error' in landed) {
       const lost = batch.filter(({ state }) => state !== 'over');
-      for (const running of lost) this.scheduler.end(running, true);
+      for (const running of lost) this.scheduler.end(running);
       for (const { job } of lost) fail(job, landed.error);
       return;
     }
@@ -159,9 +163,9 @@ export class Engine {
   private receive(running: Running, output: StepOutput): void {
     const { job, sequence } = running;
     try {
-      if (job.receive(sequence, output)) this.scheduler.end(running);
+      if (job.receive(sequence, output)) this.scheduler.end(running, true);
     } catch (error) {
-      this.scheduler.end(running, true);
+      this.scheduler.end(running);
       fail(job, error);
     }
   }

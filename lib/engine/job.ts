@@ -8,11 +8,11 @@ export interface Job {
   /** Positions it may need at most: its KV budget. */
   readonly maxTokens: number;
   /**
-   * Goes on with this sequence, which keeps its blocks when the job ends or is cancelled; `prompt`
-   * plays no part then. It loses them where the job fails, or has to make room for others.
+   * Goes on with this sequence, whose tokens begin with the prompt; the engine takes it over. Where
+   * others need its blocks, before or while it runs, it loses them and is read again.
    */
-  readonly continues?: Sequence | undefined;
-  /** Tokens at the start that need not be computed if the cache has them. Default: all but the last. */
+  readonly sequence?: Sequence | undefined;
+  /** Nothing is wanted of this many first tokens but their keys (default: of all but the last). */
   readonly reusable?: number | undefined;
   /** What to do with the next `count` tokens of the sequence. */
   plan(sequence: Sequence, count: number): Omit<StepWork, 'sequence' | 'count'>;
@@ -24,4 +24,9 @@ export interface Job {
    */
   receive(sequence: Sequence, output: StepOutput): boolean;
   fail(error: unknown): void;
+  /**
+   * The job is done, and its sequence stays with the engine, until a job goes on with it or it is
+   * dropped; others may take its blocks meanwhile. Without this it is released.
+   */
+  keep?(sequence: Sequence): void;
 }

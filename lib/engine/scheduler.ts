@@ -1,7 +1,8 @@
 import { LozaError } from '../errors';
 import type { LayerGroup } from '../kv/layer-group';
 import type { Job } from './job';
-import type { Sequence } from './sequence';
+import type { ModelRunner } from '../runner/model-runner';
+import { Sequence } from './sequence';
 
 export interface SchedulerLimits {
   /**
@@ -55,6 +56,8 @@ export class Scheduler {
   /** How often a sequence had to give back its blocks. */
   preemptions = 0;
   private readonly queue = new Set<Job>();
+  /** Sequences that no job works on; who needs blocks takes theirs, the longest idle first. */
+  private readonly idle = new Set<Sequence>();
   private preempted: readonly Running[] = []; // the first that came is the last
   private next: Running | undefined; // of the first of the queue
   private turns = 0;
@@ -62,9 +65,8 @@ export class Scheduler {
   private tooFew = -1;
 
   constructor(
-    private readonly groups: readonly LayerGroup[],
+    private readonly runner: Pick<ModelRunner, 'groups' | 'prefixCache' | 'extend'>,
     private readonly limits: SchedulerLimits,
-    private readonly newSequence: (tokens: Int32Array) => Sequence,
   ) {}
 
   get waiting(): number {
@@ -75,7 +77,7 @@ export class Scheduler {
   submit(job: Job): void {
     const needed = (group: LayerGroup) =>
       group.blocksNeeded(job.maxTokens, this.limits.chunkTokens);
-    const group = this.groups.find((one) => needed(one) > one.pool.capacity);
+    const group = this.runner.groups.find((one) => needed(one) > one.pool.capacity);
     if (group !== undefined) {
       const { kind, pool } = group;
       throw new LozaError(
@@ -85,11 +87,12 @@ export class Scheduler {
       );
     }
     this.queue.add(job);
+    if (job.sequence !== undefined) this.idle.delete(job.sequence);
   }
 
   /** Takes a job out, wherever it is, and frees its blocks at once. */
   remove(job: Job): void {
-    this.queue.delete(job);
+    if (this.queue.delete(job)) job.sequence?.release();
     const isOf = (one: Running | undefined) => one?.job === job;
     const found = this.running.find(isOf) ?? [...this.preempted, this.next].find(isOf);
     if (found !== undefined) this.end(found);
@@ -99,21 +102,28 @@ export class Scheduler {
   clear(): Job[] {
     const admitted = [...this.running, ...[...this.preempted].reverse()];
     const jobs = [...admitted.map(({ job }) => job), ...this.queue];
-    this.queue.clear();
-    for (const one of [...admitted, this.next]) if (one !== undefined) this.end(one);
+    for (const job of jobs) this.remove(job);
     return jobs;
   }
 
-  /** The job is over. What the cache holds of a step that failed is `undefined`. */
-  end(one: Running, failed = false): void {
+  /** Frees the blocks of a sequence that a job has kept. */
+  drop(sequence: Sequence): void {
+    this.idle.delete(sequence);
+    sequence.release();
+  }
+
+  /** The job is over; only where it is done may its sequence stay. */
+  end(one: Running, done = false): void {
     if (one.state === 'over') return;
     one.state = 'over';
     const isOther = (other: Running) => other !== one;
     this.running = this.running.filter(isOther);
     this.preempted = this.preempted.filter(isOther);
     if (this.next === one) this.next = undefined;
-    if (failed || one.job.continues === undefined) one.sequence.release();
     this.tooFew = -1;
+    if (!done || one.job.keep === undefined) return one.sequence.release();
+    this.idle.add(one.sequence);
+    one.job.keep(one.sequence);
   }
 
   /** The next step, once the tokens of the step before are known. */
@@ -125,9 +135,9 @@ export class Scheduler {
       if (one.state !== 'running') return false;
       try {
         if (!this.makeRoom(one, count, rows)) return false;
-        one.sequence.extend(count);
+        this.runner.extend(one.sequence, count);
       } catch (error) {
-        this.end(one, true);
+        this.end(one);
         failed.push({ job: one.job, error });
         return false;
       }
@@ -156,11 +166,13 @@ export class Scheduler {
   follows(batch: readonly Running[]): boolean {
     const { running } = this;
     if (running.length !== batch.length || this.admits()) return false;
+    const isAmple = this.runner.groups.every(({ pool }) => pool.available >= running.length);
     return running.every((one, i) => {
       const { job, sequence } = one;
       if (one !== batch[i] || sequence.computed >= job.maxTokens) return false;
+      if (isAmple) return true;
       if (sequence.missing(1) !== undefined) return false;
-      sequence.extend(1);
+      this.runner.extend(sequence, 1);
       return true;
     });
   }
@@ -180,10 +192,12 @@ export class Scheduler {
     if (this.waiting === 0 || this.available <= this.tooFew) return false;
     const first = this.first();
     const { sequence, job } = first;
-    if (sequence.computed === 0) sequence.reuse(job.reusable ?? sequence.tokens.length - 1);
-    // Whoever is alone goes on: it fits, or is told so when it misses a block.
-    if (this.running.length === 0 || this.fits(first)) return true;
-    if (job.continues === undefined) sequence.release();
+    if (sequence.computed === 0) sequence.reuse(job.reusable);
+    for (let freed = true; freed; freed = this.reclaim()) {
+      // Whoever is alone goes on: it fits, or is told so when it misses a block.
+      if (this.running.length === 0 || this.fits(first)) return true;
+    }
+    if (job.sequence === undefined) sequence.release();
     this.tooFew = this.available;
     return false;
   }
@@ -192,7 +206,7 @@ export class Scheduler {
     const first = this.first();
     this.preempted = this.preempted.slice(0, -1);
     this.queue.delete(first.job);
-    this.next = undefined;
+    this.next = undefined; // it is no longer the first that waits
     first.state = 'running';
     first.turn = ++this.turns;
     this.running = [...this.running, first];
@@ -204,18 +218,19 @@ export class Scheduler {
     if (preempted !== undefined) return preempted;
     const job = this.queue.values().next().value as Job;
     if (this.next?.job !== job) {
-      const sequence = job.continues ?? this.newSequence(job.prompt);
+      const { groups, prefixCache } = this.runner;
+      const sequence = job.sequence ?? new Sequence(job.prompt, groups, prefixCache);
       this.next = { job, sequence, state: 'waiting', turn: 0 };
     }
     return this.next;
   }
 
   private get available(): number {
-    return this.groups.reduce((sum, { pool }) => sum + pool.available, 0);
+    return this.runner.groups.reduce((sum, { pool }) => sum + pool.available, 0);
   }
 
   private fits(one: Running): boolean {
-    return this.groups.every((group) => {
+    return this.runner.groups.every((group) => {
       const promised = this.running.reduce((sum, other) => sum + missing(group, other, 0), 0);
       return promised + missing(group, one, this.limits.chunkTokens) <= group.pool.available;
     });
@@ -226,13 +241,33 @@ export class Scheduler {
     for (;;) {
       const group = one.sequence.missing(count);
       if (group === undefined) return true;
+      if (this.reclaim()) continue;
       const last = this.running.at(-1) as Running;
-      if (last === one && this.running.length === 1) throw heldError(group, one, count);
+      if (last === one && this.running.length === 1) {
+        if (this.reclaimWaiting()) continue;
+        throw heldError(group, one, count);
+      }
       // The latest does not go on; a chunk waits for its turn, and what was read stays.
       if (last !== one || count === 1) this.preempt(last);
       rows.delete(last);
       if (last === one) return false;
     }
+  }
+
+  /** Frees the blocks of the sequence that has been idle longest; false when there is none. */
+  private reclaim(): boolean {
+    const [oldest] = this.idle;
+    if (oldest === undefined) return false;
+    this.idle.delete(oldest);
+    oldest.release();
+    return true;
+  }
+
+  /** The same for sequences that waiting jobs go on with: the last resort. */
+  private reclaimWaiting(): boolean {
+    const [job] = [...this.queue].filter(({ sequence }) => (sequence?.computed ?? 0) > 0);
+    job?.sequence?.release();
+    return job !== undefined;
   }
 
   private preempt(one: Running): void {
@@ -256,6 +291,6 @@ function heldError({ kind, pool }: LayerGroup, { sequence }: Running, count: num
   return new LozaError(
     'ERR_LOZA_OUT_OF_MEMORY',
     `${tokens} tokens need more KV blocks of the ${kind} attentions than are free: ${pool.inUse} of ${pool.capacity} are held`,
-    { value: tokens, hint: 'Close sessions that are not needed, or load with a larger maxTokens' },
+    { value: tokens, hint: 'Load the model with a larger maxTokens' },
   );
 }

@@ -3,6 +3,7 @@ import type { Job } from '../../lib/engine/job';
 import type { SchedulerLimits } from '../../lib/engine/scheduler';
 import type { Sequence } from '../../lib/engine/sequence';
 import { groupRange, LayerGroup } from '../../lib/kv/layer-group';
+import { PrefixCache } from '../../lib/kv/prefix-cache';
 import type { Device } from '../../lib/native/device';
 import type {
   ModelRunner,
@@ -31,9 +32,12 @@ export class FakeRunner {
   /** Whether a step can be enqueued behind one whose tokens were not read yet. */
   followed = true;
   private tail: Promise<unknown> = Promise.resolve();
+  private readonly copies: [LayerGroup, number, number][] = []; // before the next step
   private readonly caches: Map<LayerGroup, Int32Array>;
 
-  constructor(fullBlocks: number, streamingBlocks = fullBlocks) {
+  readonly prefixCache: PrefixCache | undefined;
+
+  constructor(fullBlocks: number, streamingBlocks = fullBlocks, cached = false) {
     this.groups = [
       new LayerGroup(device, 'full', groupRange('full', pattern), [0], fullBlocks, 8, 'f32'),
       new LayerGroup(
@@ -46,6 +50,7 @@ export class FakeRunner {
         'f32',
       ),
     ];
+    this.prefixCache = cached ? new PrefixCache(this.groups) : undefined;
     const cacheOf = ({ pool }: LayerGroup) => new Int32Array(pool.capacity * 128).fill(-1);
     this.caches = new Map(this.groups.map((group) => [group, cacheOf(group)]));
   }
@@ -53,23 +58,35 @@ export class FakeRunner {
   /** Steps run one after another, as a stream runs them, on what was known when they were enqueued. */
   start(work: readonly StepWork[], after?: StepInFlight): StepInFlight {
     this.steps.push(work.map(({ sequence, count }) => ({ sequence, count })));
-    for (const { sequence, count } of work) sequence.extend(count);
+    for (const { sequence, count } of work) this.extend(sequence, count);
+    const copies = this.copies.splice(0);
     const items = work.map((one) => this.place(one));
-    for (const { sequence, count } of work) sequence.advance(count);
+    const landings = work.map(({ sequence, count }) => sequence.advance(count));
     const outputs = this.enqueue(async () => {
       await this.during(work);
+      for (const copy of copies) this.copyBlock(...copy);
       if (after !== undefined) {
         const before = await after.outputs;
         items.forEach((item, i) => (item.tokens = [before[i]!.sampled!.token]));
       }
-      return items.map((item) => this.compute(item));
+      const results = items.map((item) => this.compute(item));
+      for (const land of landings) land();
+      return results;
     });
     const decodes = work.every(({ count, sample }) => count === 1 && sample !== undefined);
     return { outputs, canBeFollowed: this.followed && decodes };
   }
 
+  extend(sequence: Sequence, count: number): void {
+    sequence.extend(count, (...copy) => this.copies.push(copy));
+  }
+
   get blocksInUse(): number {
     return this.groups.reduce((sum, { pool }) => sum + pool.inUse, 0);
+  }
+
+  private copyBlock(group: LayerGroup, from: number, to: number): void {
+    this.caches.get(group)!.copyWithin(to * 128, from * 128, (from + 1) * 128);
   }
 
   private enqueue<T>(body: () => Promise<T>): Promise<T> {
@@ -176,10 +193,7 @@ export class TestJob implements Job {
 
 export const limits = { stepTokens: 64, chunkTokens: 64, maxSequences: 8 };
 
-export function makeEngine(
-  runner: FakeRunner,
-  overrides: Partial<SchedulerLimits> = {},
-): Engine {
+export function makeEngine(runner: FakeRunner, overrides: Partial<SchedulerLimits> = {}): Engine {
   const { stepTokens = overrides.chunkTokens } = overrides;
   const given = stepTokens === undefined ? overrides : { ...overrides, stepTokens };
   return new Engine(runner as unknown as ModelRunner, { ...limits, ...given });
