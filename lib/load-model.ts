@@ -9,6 +9,7 @@ import {
 } from './checkpoint/streaming-config';
 import { WeightChecker, WeightLoader } from './checkpoint/weights';
 import { Engine } from './engine/engine';
+import type { SchedulerLimits } from './engine/scheduler';
 import { LozaError, throwIfAborted } from './errors';
 import {
   blocksFor,
@@ -19,7 +20,7 @@ import {
 } from './kv/layer-group';
 import { PrefixCache } from './kv/prefix-cache';
 import { extendRope, ropeTable, type RopeTable } from './layers/rope';
-import type { ResolvedLoadOptions } from './load-options';
+import { stepLimits, type ResolvedLoadOptions } from './load-options';
 import type { Model, ModelPlan } from './model/model';
 import { presets } from './model/presets';
 import { findFamily } from './model/registry';
@@ -156,7 +157,8 @@ async function loadOnto(
 
   const maxTokens =
     options.maxTokens ?? Math.min(Math.max(maxPosition, 16_384), mostDefaultTokens[device.kind]);
-  const groups = makeGroups(device, plan, options, cacheDtype, maxTokens);
+  const step = stepLimits(options, device.kind);
+  const groups = makeGroups(device, plan, step, cacheDtype, maxTokens);
   const angles = uploadAngles(device, ops, table, options.rope.exactAngles);
   const limits = batchLimits(model, options, device);
   const graphs = options.decodeGraphs ?? device.kind === 'cuda';
@@ -171,7 +173,7 @@ async function loadOnto(
     options.prefixCache ? new PrefixCache(groups) : undefined,
   );
   await ops.stream.synchronize();
-  const engine = new Engine(runner, options);
+  const engine = new Engine(runner, step);
   const parts = { ops, model: built, angles, limits, runner };
   return { plan, device, cacheDtype, maxTokens, groups, engine, parts };
 }
@@ -255,7 +257,7 @@ async function copyWeights(
 export function makeGroups(
   device: Pick<Device, 'allocate' | 'release'>,
   { model, pattern }: LoadPlan,
-  options: ResolvedLoadOptions,
+  { stepTokens, maxSequences }: SchedulerLimits,
   dtype: DType,
   maxTokens: number,
 ): LayerGroup[] {
@@ -267,8 +269,10 @@ export function makeGroups(
     const indices = attentionsOfKind(kind, pattern?.layerType, attentions);
     if (indices.length === 0) return [];
     const range = groupRange(kind, pattern);
-    const window = range.sinkBlocks + range.localBlocks + blocksFor(options.chunkTokens) + 1;
-    const capacity = kind === 'full' ? full : Math.min(full, window * options.maxSequences);
+    // Chunks are in flight for a step only: then their blocks go, but for those of the window.
+    const window = range.sinkBlocks + range.localBlocks + 2;
+    const streaming = maxSequences * window + blocksFor(stepTokens);
+    const capacity = kind === 'full' ? full : Math.min(full, streaming);
     return [new LayerGroup(device, kind, range, indices, capacity, width, dtype)];
   });
 }

@@ -82,6 +82,7 @@ function needs(tests: readonly BenchTest[]) {
   return {
     maxTokens: most((test) => test.batch * (Math.ceil(testLength(test) / 128) * 128 + 128), 512),
     maxSequences: most(({ batch }) => batch, 1),
+    stepTokens: most(({ chunk }) => chunk, 256),
     // A depth that is computed is read in chunks too.
     chunkTokens: most(({ prompt, depth, chunk }) => Math.min(Math.max(prompt, depth), chunk), 256),
   };

@@ -93,8 +93,8 @@ export async function streamText(
   const generation = model.generate(prompt, {
     signal: context.signal,
     ...options,
-    onProgress: ({ phase, done, total }) => {
-      if (phase === 'prefill' && done < total) progress.update(done, total);
+    onProgress: ({ phase, done, total, leftMs }) => {
+      if (phase === 'prefill' && done < total) progress.update(done, total, leftMs);
     },
   });
   let endsLine = false;

@@ -5,6 +5,7 @@ import { StopStrings } from '../runner/stop-strings';
 import { Detokenizer } from '../tokenizer/detokenizer';
 import type { Tokenizer } from '../tokenizer/tokenizer';
 import type { Job } from './job';
+import { ReadingPace } from './reading-pace';
 import type { Sequence } from './sequence';
 
 export type FinishReason = 'stop' | 'length';
@@ -85,6 +86,9 @@ export class GenerateJob implements Job {
   private readonly started = performance.now();
   private firstTokenAt = 0;
   private text = '';
+  private readonly pace = new ReadingPace();
+  private readTo = 0;
+  private readAt = 0;
 
   constructor(
     readonly prompt: Int32Array,
@@ -132,7 +136,7 @@ export class GenerateJob implements Job {
 
   receive(sequence: Sequence, output: StepOutput): boolean {
     if (output.sampled === undefined) {
-      this.report('prefill', sequence.computed, this.prompt.length);
+      this.read(sequence.computed);
       return false;
     }
     const { sampled, siblings = [] } = output;
@@ -230,7 +234,20 @@ export class GenerateJob implements Job {
       this.seen[token >> 5] = (this.seen[token >> 5] ?? 0) | (1 << (token & 31));
   }
 
-  private report(phase: 'prefill' | 'decode', done: number, total: number): void {
-    this.params.onProgress?.({ phase, done, total });
+  /** A chunk was read. Tokens that are read again, as it made room for others, are no progress. */
+  private read(to: number): void {
+    if (this.tokens.length > 0) return;
+    const now = performance.now();
+    // The first chunk waited for its turn, and loads kernels.
+    if (this.readTo > 0 && to > this.readTo) this.pace.add(this.readTo, to, now - this.readAt);
+    this.readTo = to;
+    this.readAt = now;
+    const total = this.prompt.length;
+    this.report('prefill', to, total, this.pace.estimate(to, total));
+  }
+
+  private report(phase: 'prefill' | 'decode', done: number, total: number, leftMs?: number): void {
+    const left = leftMs === undefined ? {} : { leftMs };
+    this.params.onProgress?.({ phase, done, total, ...left });
   }
 }

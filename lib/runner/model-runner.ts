@@ -1,4 +1,5 @@
 import { LozaError } from '../errors';
+import type { Sequence } from '../engine/sequence';
 import type { LayerGroup } from '../kv/layer-group';
 import type { PrefixCache } from '../kv/prefix-cache';
 import type { CopyBlock } from '../kv/sequence-blocks';
@@ -67,7 +68,7 @@ export class ModelRunner {
    * on with the token that is chosen there, which the host need not have seen.
    */
   start(work: readonly StepWork[], after?: StepInFlight): StepInFlight {
-    for (const { sequence, count } of work) sequence.extend(count, this.copyBlock);
+    for (const { sequence, count } of work) this.extend(sequence, count);
     const { graphs } = this;
     const canBeFollowed = graphs !== undefined && isPlainDecode(work, this.limits);
     if (after !== undefined && !(after.canBeFollowed && canBeFollowed)) {
@@ -80,6 +81,11 @@ export class ModelRunner {
     );
     const landings = work.map(({ sequence, count }) => sequence.advance(count));
     return { outputs: afterwards(outputs, landings), canBeFollowed };
+  }
+
+  /** Makes room for the next `count` tokens of a sequence, as `start` does for all of a step. */
+  extend(sequence: Sequence, count: number): void {
+    sequence.extend(count, this.copyBlock);
   }
 
   private readonly copyBlock: CopyBlock = (group, from, to) => group.copyBlock(this.ops, from, to);

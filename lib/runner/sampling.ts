@@ -8,6 +8,8 @@ export interface GenerateProgress {
   readonly done: number;
   /** Tokens of this phase at most: the prompt's, or `maxNewTokens`. */
   readonly total: number;
+  /** Milliseconds until the first new token, estimated; only in `prefill`, from the third chunk on. */
+  readonly leftMs?: number;
 }
 
 /** How to continue a prompt. Every option may be left out. */

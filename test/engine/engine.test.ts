@@ -48,7 +48,7 @@ test('every sequence that was read gets a token each step while long prompts are
   await idle(engine, runner);
 });
 
-test('prompts share the chunk of a step, the oldest first', async () => {
+test('prompts take turns, and share what a step has room for', async () => {
   const runner = new FakeRunner(64);
   const engine = makeEngine(runner, { chunkTokens: 100 });
   const jobs = [150, 30, 400, 90].map((tokens, i) => new TestJob(tokens, 1, i));
@@ -59,10 +59,10 @@ test('prompts share the chunk of a step, the oldest first', async () => {
     [100, 0, 0, 0],
     [50, 30, 0, 0], // a prompt is read in whole chunks: wherever it runs, it is cut alike
     [0, 0, 100, 0],
-    [0, 0, 100, 0],
-    [0, 0, 100, 0],
-    [0, 0, 100, 0],
     [0, 0, 0, 90],
+    [0, 0, 100, 0],
+    [0, 0, 100, 0],
+    [0, 0, 100, 0],
   ]);
   await idle(engine, runner);
 });

@@ -1,5 +1,6 @@
 import { Engine } from '../../lib/engine/engine';
 import type { Job } from '../../lib/engine/job';
+import type { SchedulerLimits } from '../../lib/engine/scheduler';
 import type { Sequence } from '../../lib/engine/sequence';
 import { groupRange, LayerGroup } from '../../lib/kv/layer-group';
 import { PrefixCache } from '../../lib/kv/prefix-cache';
@@ -31,6 +32,7 @@ export class FakeRunner {
   /** Whether a step can be enqueued behind one whose tokens were not read yet. */
   followed = true;
   private tail: Promise<unknown> = Promise.resolve();
+  private readonly copies: [LayerGroup, number, number][] = []; // before the next step
   private readonly caches: Map<LayerGroup, Int32Array>;
 
   readonly prefixCache: PrefixCache | undefined;
@@ -56,10 +58,8 @@ export class FakeRunner {
   /** Steps run one after another, as a stream runs them, on what was known when they were enqueued. */
   start(work: readonly StepWork[], after?: StepInFlight): StepInFlight {
     this.steps.push(work.map(({ sequence, count }) => ({ sequence, count })));
-    const copies: [LayerGroup, number, number][] = [];
-    for (const { sequence, count } of work) {
-      sequence.extend(count, (...copy) => copies.push(copy));
-    }
+    for (const { sequence, count } of work) this.extend(sequence, count);
+    const copies = this.copies.splice(0);
     const items = work.map((one) => this.place(one));
     const landings = work.map(({ sequence, count }) => sequence.advance(count));
     const outputs = this.enqueue(async () => {
@@ -75,6 +75,10 @@ export class FakeRunner {
     });
     const decodes = work.every(({ count, sample }) => count === 1 && sample !== undefined);
     return { outputs, canBeFollowed: this.followed && decodes };
+  }
+
+  extend(sequence: Sequence, count: number): void {
+    sequence.extend(count, (...copy) => this.copies.push(copy));
   }
 
   get blocksInUse(): number {
@@ -187,10 +191,12 @@ export class TestJob implements Job {
   }
 }
 
-export const limits = { chunkTokens: 64, maxSequences: 8 };
+export const limits = { stepTokens: 64, chunkTokens: 64, maxSequences: 8 };
 
-export function makeEngine(runner: FakeRunner, overrides: Partial<typeof limits> = {}): Engine {
-  return new Engine(runner as unknown as ModelRunner, { ...limits, ...overrides });
+export function makeEngine(runner: FakeRunner, overrides: Partial<SchedulerLimits> = {}): Engine {
+  const { stepTokens = overrides.chunkTokens } = overrides;
+  const given = stepTokens === undefined ? overrides : { ...overrides, stepTokens };
+  return new Engine(runner as unknown as ModelRunner, { ...limits, ...given });
 }
 
 export function submitAll(engine: Engine, jobs: readonly Job[]): void {
