@@ -50,8 +50,6 @@ export class LanguageModel {
   /** Undefined when the checkpoint has none; token ids still work. */
   readonly tokenizer: Tokenizer | undefined;
   private closing: Promise<void> | undefined;
-  /** The one that was used longest ago comes first. */
-  private readonly sessions = new Set<Session>();
 
   private constructor(
     private readonly dir: string,
@@ -62,7 +60,6 @@ export class LanguageModel {
   ) {
     this.tokenizer = tokenizer;
     this.info = describeModel(loaded);
-    loaded.engine.reclaim = () => [...this.sessions].some((session) => session.yield());
   }
 
   /**
@@ -147,7 +144,7 @@ export class LanguageModel {
 
   /** Stops all work and frees everything. Idempotent; later calls fail with ERR_LOZA_CLOSED. */
   async close(): Promise<void> {
-    this.closing ??= this.stop();
+    this.closing ??= this.loaded.engine.close().finally(() => this.loaded.device.close());
     await this.closing;
   }
 
@@ -155,25 +152,13 @@ export class LanguageModel {
     await this.close();
   }
 
-  private async stop(): Promise<void> {
-    try {
-      await this.loaded.engine.close();
-      for (const session of this.sessions) session.close();
-    } finally {
-      this.loaded.device.close();
-    }
-  }
-
   private readonly host: SessionHost = {
     checkOpen: () => this.checkOpen(),
     params: (options) => normalizeGenerateOptions(options, this.defaults),
     tokenize: (prompt, signal) => this.tokenize(prompt, signal),
     start: (tokens, params, listener, from) => this.start(tokens, params, listener, from),
-    used: (session) => {
-      this.sessions.delete(session);
-      this.sessions.add(session);
-    },
-    closed: (session) => this.sessions.delete(session),
+    hold: (sequence) => this.loaded.engine.keep(sequence),
+    drop: (sequence) => this.loaded.engine.drop(sequence),
   };
 
   /** Starts the samples of a prompt; the first one reads it for all. */
@@ -214,7 +199,7 @@ export class LanguageModel {
     try {
       engine.submit(first);
     } catch (error) {
-      from?.sequence?.release();
+      if (from?.sequence !== undefined) engine.drop(from.sequence);
       throw error;
     }
     return cancel;

@@ -25,9 +25,9 @@ export interface SessionHost {
     listener: GenerationListener,
     from: { sequence: Sequence | undefined; keep: (sequence: Sequence) => void },
   ): () => void;
-  /** The session is there, and was used just now. */
-  used(session: Session): void;
-  closed(session: Session): void;
+  /** Takes care of a sequence until it is started or dropped; others may take its blocks. */
+  hold(sequence: Sequence): void;
+  drop(sequence: Sequence): void;
 }
 
 /** What was said so far: messages, or token ids where the user writes the prompts. */
@@ -88,7 +88,6 @@ export class Session {
       throw new LozaError('ERR_LOZA_INVALID_ARG', `system must be text, got ${show(system)}`);
     }
     if (system !== undefined) this.history = { messages: [{ role: 'system', content: system }] };
-    host.used(this);
   }
 
   /** What was said so far, answers included; empty where the prompts are token ids. */
@@ -128,8 +127,10 @@ export class Session {
     this.checkIdle();
     const fork = new Session(this.host);
     fork.history = copyOf(this.history);
-    if (this.kept?.rewind(Infinity) === true) fork.kept = this.kept.fork();
-    else this.yield();
+    if (this.kept?.rewind(Infinity) === true) {
+      fork.kept = this.kept.fork();
+      this.host.hold(fork.kept);
+    }
     return fork;
   }
 
@@ -138,21 +139,13 @@ export class Session {
     this.over = true;
     this.turn?.fail(sessionClosed());
     this.turn = undefined;
-    this.yield();
-    this.host.closed(this);
+    if (this.kept !== undefined) this.host.drop(this.kept);
+    this.kept = undefined;
   }
 
   [Symbol.asyncDispose](): Promise<void> {
     this.close();
     return Promise.resolve();
-  }
-
-  /** Gives up its KV blocks, which the next turn then computes again; false when it holds none. */
-  yield(): boolean {
-    const { kept } = this;
-    this.kept = undefined;
-    kept?.release();
-    return kept !== undefined;
   }
 
   private async answer(
@@ -216,20 +209,20 @@ export class Session {
     if (this.turn !== turn) return;
     this.turn = undefined;
     this.history = turn.outcome ?? this.history;
-    this.host.used(this);
   }
 
-  /** Its sequence, if it can go on with these tokens. */
+  /** Its sequence, with what these tokens have in common with those before. */
   private take(tokens: Int32Array): Sequence | undefined {
     const { kept } = this;
-    if (kept?.turnTo(tokens) !== true) this.yield();
-    const taken = this.kept;
     this.kept = undefined;
-    return taken;
+    if (kept === undefined || kept.turnTo(tokens)) return kept;
+    kept.release();
+    kept.turnTo(tokens);
+    return kept;
   }
 
   private keep(sequence: Sequence): void {
-    if (this.over || this.kept !== undefined) sequence.release();
+    if (this.over) this.host.drop(sequence);
     else this.kept = sequence;
   }
 

@@ -140,7 +140,7 @@ export class GenerateJob implements Job {
       return false;
     }
     const { sampled, siblings = [] } = output;
-    siblings.forEach((own, i) => this.siblings[i]?.partFrom(sequence, own));
+    siblings.forEach((own, i) => this.siblings[i]?.partFrom(sequence, own, this.begin));
     if (this.tokens.length === 0) {
       this.firstTokenAt = performance.now();
       this.report('prefill', this.prompt.length, this.prompt.length);
@@ -165,13 +165,17 @@ export class GenerateJob implements Job {
   }
 
   /** Goes its own way from a sequence whose tokens are those of the prompt. */
-  private partFrom(sequence: Sequence, sampled: SampledToken): void {
+  private partFrom(
+    sequence: Sequence,
+    sampled: SampledToken,
+    begin: (sibling: GenerateJob) => void,
+  ): void {
     const own = sequence.fork();
     try {
       this.cachedTokens = this.prompt.length;
       if (this.receive(own, { sampled })) return own.release();
       this.sequence = own;
-      this.begin(this);
+      begin(this);
     } catch (error) {
       own.release();
       this.fail(error);
