@@ -181,7 +181,8 @@ export class Sequence {
   }
 
   /** Whether the window at a point of the sequence has this block. */
-  private keeps({ range }: LayerGroup, index: number): boolean {
+  private keeps({ kind, range }: LayerGroup, index: number): boolean {
+    if (kind === 'full') return false; // it keeps everything in any case
     const next = (Math.floor(index / checkpointBlocks) + 1) * checkpointBlocks;
     return [next, ...this.points].some(
       (point) => index < point && index > point - range.localBlocks,
