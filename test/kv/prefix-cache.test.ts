@@ -405,7 +405,7 @@ test('without a cache nothing is kept, and nothing taken', () => {
 // ---- Random use ----
 
 interface Use {
-  action: 'add' | 'read' | 'read' | 'write' | 'fork' | 'turn' | 'remove' | 'restart' | 'fail';
+  action: 'add' | 'read' | 'write' | 'fork' | 'turn' | 'remove' | 'restart' | 'fail';
   sequence: number;
   /** Tokens, or where texts part. */
   size: number;
