@@ -1,5 +1,6 @@
 // The public API, nothing else. Importing it loads no native code.
 export { LanguageModel, type Prompt, type ScoreOptions, type ScoreResult } from './language-model';
+export type { Session, SessionOptions } from './session';
 export { probeDevices, type DeviceReport } from './probe-devices';
 export { LozaError, type LozaErrorCode, type LozaErrorDetails } from './errors';
 export type { LoadOptions, LoadProgress, RopeOptions } from './load-options';
@@ -11,6 +12,7 @@ export type {
   GeneratePart,
   GenerateResult,
   GenerateTimings,
+  GenerateUsage,
 } from './engine/generate-job';
 export type { KvReport, LoadedModelInfo, MemoryReport, ModelInfo, RopeInfo } from './model-info';
 export type { ChatMessage } from './tokenizer/chat-template';

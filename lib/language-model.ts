@@ -1,5 +1,6 @@
-import { GenerateJob, type GenerateListener } from './engine/generate-job';
-import { Generation } from './engine/generation';
+import { GenerateJob, type GenerateListener, type GenerateResult } from './engine/generate-job';
+import { Generation, type GenerationListener } from './engine/generation';
+import type { Sequence } from './engine/sequence';
 import { ScoreJob } from './engine/score-job';
 import { closedError } from './engine/engine';
 import { abortedError, LozaError, show, throwIfAborted } from './errors';
@@ -13,6 +14,7 @@ import {
   type GenerationDefaults,
   type SamplingParams,
 } from './runner/sampling';
+import { Session, type SessionHost, type SessionOptions } from './session';
 import { ChatTemplate, type ChatMessage } from './tokenizer/chat-template';
 import { missingTokenizerError, Tokenizer } from './tokenizer/tokenizer';
 
@@ -99,8 +101,14 @@ export class LanguageModel {
       const params = normalizeGenerateOptions(options, this.defaults);
       const tokens = await this.tokenize(prompt, params.signal);
       this.checkOpen();
-      return this.startJob(tokens, params, listener);
+      return this.start(tokens, params, listener);
     }, signalOf(options));
+  }
+
+  /** A conversation that keeps its KV cache between turns. */
+  createSession(options?: SessionOptions): Session {
+    this.checkOpen();
+    return new Session(this.host, options);
   }
 
   /** The logits that follow each position of `tokens`: what evaluation needs. */
@@ -144,20 +152,72 @@ export class LanguageModel {
     await this.close();
   }
 
-  private startJob(
+  private readonly host: SessionHost = {
+    checkOpen: () => this.checkOpen(),
+    params: (options) => normalizeGenerateOptions(options, this.defaults),
+    tokenize: (prompt, signal) => this.tokenize(prompt, signal),
+    start: (tokens, params, listener, from) => this.start(tokens, params, listener, from),
+    hold: (sequence) => this.loaded.engine.keep(sequence),
+    drop: (sequence) => this.loaded.engine.drop(sequence),
+  };
+
+  /** Starts the samples of a prompt; the first one reads it for all. */
+  private start(
     tokens: Int32Array,
     params: SamplingParams,
-    listener: GenerateListener,
+    listener: GenerationListener,
+    from?: { sequence: Sequence | undefined; keep: (sequence: Sequence) => void },
   ): () => void {
-    const { engine, maxTokens, plan } = this.loaded;
+    const { engine } = this.loaded;
+    const results: GenerateResult[] = [];
+    const jobs = Array.from({ length: params.n }, (_, sample) =>
+      this.makeJob(tokens, params, sample, {
+        onPart: (part) => listener.onPart(params.n === 1 ? part : { ...part, sample }),
+        onDone: (result) => {
+          results[sample] = result;
+          if (Object.keys(results).length === params.n) listener.onDone(results);
+        },
+        onError: (error) => {
+          cancel();
+          listener.onError(error);
+        },
+      }),
+    );
+    let cancelled = false;
+    const cancel = () => {
+      cancelled = true;
+      for (const job of jobs) engine.cancel(job);
+    };
+    const [first, ...siblings] = jobs as [GenerateJob, ...GenerateJob[]];
+    first.siblings = siblings;
+    first.begin = (sibling) => {
+      if (cancelled) throw closedError();
+      engine.submit(sibling);
+    };
+    first.sequence = from?.sequence;
+    if (from !== undefined) first.keep = from.keep;
+    try {
+      engine.submit(first);
+    } catch (error) {
+      if (from?.sequence !== undefined) engine.drop(from.sequence);
+      throw error;
+    }
+    return cancel;
+  }
+
+  private makeJob(
+    tokens: Int32Array,
+    params: SamplingParams,
+    sample: number,
+    listener: GenerateListener,
+  ): GenerateJob {
+    const { maxTokens, plan } = this.loaded;
     // The last token is generated without being read, so it may stand one past the end.
     const room = Math.min(plan.maxPosition, maxTokens) - tokens.length + 1;
     const most = Math.min(params.maxNewTokens, room);
-    const { tokenizer } = this;
+    const seed = (params.seed + sample) % Number.MAX_SAFE_INTEGER;
     const { vocabSize } = this.defaults;
-    const job = new GenerateJob(tokens, params, most, listener, vocabSize, tokenizer);
-    engine.submit(job);
-    return () => engine.cancel(job);
+    return new GenerateJob(tokens, { ...params, seed }, most, listener, vocabSize, this.tokenizer);
   }
 
   private async tokenize(prompt: Prompt, signal: AbortSignal | undefined): Promise<Int32Array> {

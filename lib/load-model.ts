@@ -158,7 +158,8 @@ async function loadOnto(
   const maxTokens =
     options.maxTokens ?? Math.min(Math.max(maxPosition, 16_384), mostDefaultTokens[device.kind]);
   const step = stepLimits(options, device.kind);
-  const groups = makeGroups(device, plan, step, cacheDtype, maxTokens);
+  const { prefixCache } = options;
+  const groups = makeGroups(device, plan, { ...step, prefixCache }, cacheDtype, maxTokens);
   const angles = uploadAngles(device, ops, table, options.rope.exactAngles);
   const limits = batchLimits(model, options, device);
   const graphs = options.decodeGraphs ?? device.kind === 'cuda';
@@ -170,7 +171,7 @@ async function loadOnto(
     limits,
     model.mla.vocabSize,
     graphs ? new DecodeGraphs(device, ops, built, groups, angles) : undefined,
-    options.prefixCache ? new PrefixCache(groups) : undefined,
+    prefixCache ? new PrefixCache(groups) : undefined,
   );
   await ops.stream.synchronize();
   const engine = new Engine(runner, step);
@@ -253,11 +254,17 @@ async function copyWeights(
   await finish(enqueued(bytes));
 }
 
+export type PoolLimits = Pick<SchedulerLimits, 'stepTokens' | 'maxSequences'> &
+  Pick<ResolvedLoadOptions, 'prefixCache'>;
+
+/** Part of the full group's blocks that a streaming group has more, for windows of its checkpoints. */
+const checkpointShare = 1 / 16;
+
 /** One group for full and one for streaming attentions, each with its own pool; empty ones are left out. */
 export function makeGroups(
   device: Pick<Device, 'allocate' | 'release'>,
   { model, pattern }: LoadPlan,
-  { stepTokens, maxSequences }: SchedulerLimits,
+  { stepTokens, maxSequences, prefixCache }: PoolLimits,
   dtype: DType,
   maxTokens: number,
 ): LayerGroup[] {
@@ -271,7 +278,8 @@ export function makeGroups(
     const range = groupRange(kind, pattern);
     // Chunks are in flight for a step only: then their blocks go, but for those of the window.
     const window = range.sinkBlocks + range.localBlocks + 2;
-    const streaming = maxSequences * window + blocksFor(stepTokens);
+    const checkpoints = prefixCache ? Math.ceil(full * checkpointShare) : 0;
+    const streaming = maxSequences * window + blocksFor(stepTokens) + checkpoints;
     const capacity = kind === 'full' ? full : Math.min(full, streaming);
     return [new LayerGroup(device, kind, range, indices, capacity, width, dtype)];
   });

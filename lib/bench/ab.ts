@@ -67,7 +67,7 @@ export async function planArms(
     const options = resolveLoadOptions({
       ...base,
       ...needs(tests),
-      ...{ device: kind, attention: armAttention(name, whole, blocks) },
+      ...{ device: kind, attention: armAttention(name, whole, blocks), prefixCache: false },
     });
     const plan = await planLoad(dir, options);
     arms.push({ name, plan, options, dry: new DryModel(plan, options, kind) });

@@ -58,8 +58,9 @@ export class DryModel {
     const { model, table } = plan;
     const loader = new DummyLoader(plan.checkpoint.config, device, this.ops, 0);
     this.model = model.build(loader, table.softmaxFactor);
-    const { maxTokens = 0, rope } = options;
-    this.groups = makeGroups(device, plan, stepLimits(options, kind), dtype, maxTokens);
+    const { maxTokens = 0, prefixCache, rope } = options;
+    const limits = { ...stepLimits(options, kind), prefixCache };
+    this.groups = makeGroups(device, plan, limits, dtype, maxTokens);
     this.angles = uploadAngles(device, this.ops, table, rope.exactAngles);
     this.limits = batchLimits(model, options, { kind, activation });
   }

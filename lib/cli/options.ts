@@ -18,6 +18,7 @@ export interface LoadFlags {
   yarnFactor?: number | undefined;
   stepTokens?: number | undefined;
   chunkTokens?: number | undefined;
+  prefixCache?: boolean | undefined;
   loadFormat?: 'auto' | 'dummy' | undefined;
   layers?: number | undefined;
   experts?: number | undefined;
@@ -81,6 +82,7 @@ const loadFlags: Record<keyof LoadFlags, () => Option> = {
       '--chunk-tokens <n>',
       'tokens of a prompt read in one step (default 8192; 512 on the CPU)',
     ).argParser(wholeNumber(1, 2 ** 20)),
+  prefixCache: () => new Option('--no-prefix-cache', 'read every prompt from its first token on'),
   loadFormat: () =>
     new Option(
       '--load-format <name>',
@@ -147,10 +149,10 @@ export async function readAttention(dir: string, flags: LoadFlags): Promise<Atte
 }
 
 export async function readLoadOptions(dir: string, flags: LoadFlags): Promise<LoadOptions> {
-  const { device, dtype, maxTokens, yarnFactor, stepTokens, chunkTokens } = flags;
+  const { device, dtype, maxTokens, yarnFactor, stepTokens, chunkTokens, prefixCache } = flags;
   const attention = await readAttention(dir, flags);
   const rope = { yarnFactor };
-  const step = { stepTokens, chunkTokens };
+  const step = { stepTokens, chunkTokens, prefixCache };
   return { device, dtype, maxTokens, ...step, attention, rope, ...readFormat(flags) };
 }
 

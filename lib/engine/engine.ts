@@ -68,7 +68,12 @@ export class Engine {
     this.scheduler.remove(job);
   }
 
-  /** Takes back a sequence that a job has kept. */
+  /** Takes over a sequence that no job works on; others may take its blocks. */
+  keep(sequence: Sequence): void {
+    this.scheduler.keep(sequence);
+  }
+
+  /** Takes back a sequence that is kept. */
   drop(sequence: Sequence): void {
     this.scheduler.drop(sequence);
   }

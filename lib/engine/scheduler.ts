@@ -105,7 +105,11 @@ export class Scheduler {
     return jobs;
   }
 
-  /** Frees the blocks of a sequence that a job has kept. */
+  keep(sequence: Sequence): void {
+    this.idle.add(sequence);
+  }
+
+  /** Frees the blocks of a sequence that is kept. */
   drop(sequence: Sequence): void {
     this.idle.delete(sequence);
     sequence.release();
@@ -121,7 +125,7 @@ export class Scheduler {
     if (this.next === one) this.next = undefined;
     this.tooFew = -1;
     if (!done || one.job.keep === undefined) return one.sequence.release();
-    this.idle.add(one.sequence);
+    this.keep(one.sequence);
     one.job.keep(one.sequence);
   }
 

@@ -51,6 +51,19 @@ export class Sequence {
     this.points = [...this.points.filter((point) => point > this.published), this.reusableBlocks()];
   }
 
+  /**
+   * Goes on with other tokens: what they begin with in common stays computed, all but the last. False,
+   * and nothing is changed, where `rewind` is.
+   */
+  turnTo(tokens: ArrayLike<number>): boolean {
+    let common = 0;
+    while (common < tokens.length - 1 && this.tokens[common] === tokens[common]) common++;
+    if (!this.rewind(common)) return false;
+    this.tokens.length = this.computed;
+    this.append(Array.prototype.slice.call(tokens, this.computed) as number[]);
+    return true;
+  }
+
   /** Makes room for the next `count` tokens; blocks that are shared are copied before they are written. */
   extend(count: number, copy: CopyBlock = cannotCopy): void {
     for (const blocks of this.blocks.values()) {
@@ -168,7 +181,8 @@ export class Sequence {
   }
 
   /** Whether the window at a point of the sequence has this block. */
-  private keeps({ range }: LayerGroup, index: number): boolean {
+  private keeps({ kind, range }: LayerGroup, index: number): boolean {
+    if (kind === 'full') return false; // it keeps everything in any case
     const next = (Math.floor(index / checkpointBlocks) + 1) * checkpointBlocks;
     return [next, ...this.points].some(
       (point) => index < point && index > point - range.localBlocks,

@@ -137,9 +137,14 @@ class PrefixBlock implements CachedContents {
     return leaf.blocks[group]!;
   }
 
+  /** Nobody can go on from here without the full group's block: then the window is of no use. */
   forgotten(): void {
-    this.prefix.blocks[this.group] = -1;
-    this.cache.prune(this.prefix);
+    const { cache, prefix } = this;
+    prefix.blocks[this.group] = -1;
+    if (cache.groups[this.group]!.kind === 'full') {
+      cache.groups.forEach(({ pool }, g) => pool.forget(prefix.blocks[g]!));
+    }
+    cache.prune(prefix);
   }
 }
 
