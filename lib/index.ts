@@ -1,5 +1,6 @@
 // The public API, nothing else. Importing it loads no native code.
-export { LanguageModel, type Prompt, type ScoreOptions, type ScoreResult } from './language-model';
+export { LanguageModel, type ScoreOptions, type ScoreResult } from './language-model';
+export type { Prompt } from './prompt';
 export type { Session, SessionOptions } from './session';
 export { probeDevices, type DeviceReport } from './probe-devices';
 export { LozaError, type LozaErrorCode, type LozaErrorDetails } from './errors';

@@ -7,6 +7,7 @@ import { abortedError, LozaError, show, throwIfAborted } from './errors';
 import { checkObject, resolveLoadOptions, type LoadOptions } from './load-options';
 import { loadModel, type LoadedModel } from './load-model';
 import { describeModel, memoryReport, type LoadedModelInfo, type MemoryReport } from './model-info';
+import { invalidPrompt, type Prompt } from './prompt';
 import {
   normalizeGenerateOptions,
   readGenerationDefaults,
@@ -17,9 +18,6 @@ import {
 import { Session, type SessionHost, type SessionOptions } from './session';
 import { ChatTemplate, type ChatMessage } from './tokenizer/chat-template';
 import { missingTokenizerError, Tokenizer } from './tokenizer/tokenizer';
-
-/** What can be continued: text, a chat, or token ids. */
-export type Prompt = string | readonly ChatMessage[] | readonly number[] | Int32Array | Uint32Array;
 
 export interface ScoreOptions {
   /** Positions whose logits are wanted (default: all), in any order. */
@@ -289,11 +287,6 @@ function signalOf(options: GenerateOptions | undefined): AbortSignal | undefined
   const signal: unknown = (options as { signal?: unknown } | null | undefined)?.signal;
   const isSignal = typeof (signal as AbortSignal | undefined)?.addEventListener === 'function';
   return isSignal ? (signal as AbortSignal) : undefined;
-}
-
-function invalidPrompt(expected: string, value: unknown): LozaError {
-  const problem = `The prompt must be ${expected}, got ${show(value)}`;
-  return new LozaError('ERR_LOZA_INVALID_ARG', problem, { value });
 }
 
 function checkPositions(

@@ -2,8 +2,8 @@ import type { GenerateUsage } from './engine/generate-job';
 import { Generation, type GenerationListener } from './engine/generation';
 import type { Sequence } from './engine/sequence';
 import { LozaError, show } from './errors';
-import type { Prompt } from './language-model';
 import { checkObject } from './load-options';
+import { invalidPrompt, isTokenList, type Prompt } from './prompt';
 import type { GenerateOptions, SamplingParams } from './runner/sampling';
 import type { ChatMessage } from './tokenizer/chat-template';
 
@@ -245,18 +245,22 @@ export class Session {
 
 /** The history with what the user says next. */
 function extended(history: History | undefined, input: Prompt): History {
-  const isIds = typeof input !== 'string' && typeof input[0] !== 'object';
+  const isText = typeof input === 'string';
+  const isIds = isTokenList(input);
+  if (!isText && !Array.isArray(input) && !isIds) {
+    throw invalidPrompt('text, chat messages or token ids', input);
+  }
+  if (input.length === 0) throw invalidPrompt('at least one token', input);
   if (history !== undefined && 'messages' in history === isIds) {
-    const [is, not] = isIds ? ['messages', 'token ids'] : ['token ids', 'messages'];
-    throw new LozaError('ERR_LOZA_INVALID_ARG', `The session holds ${is}, and takes no ${not}`);
+    const [held, given] = isIds ? ['messages', 'token ids'] : ['token ids', 'messages'];
+    throw new LozaError('ERR_LOZA_INVALID_ARG', `The session holds ${held}, and takes no ${given}`);
   }
   if (isIds) {
     const before = history !== undefined && 'tokens' in history ? history.tokens : [];
-    return { tokens: before.concat(Array.from(input as ArrayLike<number>)) };
+    return { tokens: before.concat(Array.from(input)) };
   }
   const before = history !== undefined && 'messages' in history ? history.messages : [];
-  const said: readonly ChatMessage[] =
-    typeof input === 'string' ? [{ role: 'user', content: input }] : (input as ChatMessage[]);
+  const said = isText ? [{ role: 'user', content: input } as const] : (input as ChatMessage[]);
   return { messages: [...before, ...said] };
 }
 

@@ -28,15 +28,10 @@ class Memory {
   readonly sequences: Sequence[] = [];
   private readonly rows: Map<LayerGroup, Float64Array>;
 
-  constructor(
-    { kinds, sinkBlocks, localBlocks }: Shape,
-    capacity: number,
-    cached = true,
-  ) {
+  constructor({ kinds, sinkBlocks, localBlocks }: Shape, capacity: number, cached = true) {
     const pattern = { sinkBlocks, localBlocks };
     this.groups = kinds.map(
-      (kind, i) =>
-        new LayerGroup(device, kind, groupRange(kind, pattern), [i], capacity, 8, 'f32'),
+      (kind, i) => new LayerGroup(device, kind, groupRange(kind, pattern), [i], capacity, 8, 'f32'),
     );
     this.cache = new PrefixCache(this.groups);
     this.rows = new Map(
@@ -410,7 +405,7 @@ test('without a cache nothing is kept, and nothing taken', () => {
 // ---- Random use ----
 
 interface Use {
-  action: 'add' | 'read' | 'read' | 'write' | 'fork' | 'turn' | 'remove' | 'restart' | 'fail';
+  action: 'add' | 'read' | 'write' | 'fork' | 'turn' | 'remove' | 'restart' | 'fail';
   sequence: number;
   /** Tokens, or where texts part. */
   size: number;
