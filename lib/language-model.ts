@@ -2,7 +2,7 @@ import { GenerateJob, type GenerateListener, type GenerateResult } from './engin
 import { Generation, type GenerationListener } from './engine/generation';
 import type { Sequence } from './engine/sequence';
 import { ScoreJob } from './engine/score-job';
-import { closedError } from './engine/engine';
+import { closedError, type EngineLoad } from './engine/engine';
 import { abortedError, LozaError, show, throwIfAborted } from './errors';
 import { checkObject, resolveLoadOptions, type LoadOptions } from './load-options';
 import { loadModel, type LoadedModel } from './load-model';
@@ -87,6 +87,12 @@ export class LanguageModel {
   get memory(): MemoryReport {
     this.checkOpen();
     return memoryReport(this.loaded);
+  }
+
+  /** Generations and scores that run, that wait, and how often one had to make room for others. */
+  get status(): EngineLoad {
+    this.checkOpen();
+    return this.loaded.engine.load;
   }
 
   /**

@@ -14,6 +14,8 @@ export interface SchedulerLimits {
   chunkTokens: number;
   /** Sequences in flight. */
   maxSequences: number;
+  /** Tokens that each is expected to write yet, when room for one more is looked for (default 512). */
+  growthTokens?: number;
 }
 
 /** A job that was admitted, and what it has read and written. */
@@ -38,9 +40,6 @@ export interface Schedule {
   /** These cannot go on, and are out. */
   failed: { job: Job; error: unknown }[];
 }
-
-/** Tokens that every sequence is expected to write yet, when room for one more is looked for. */
-const growthTokens = 512;
 
 /**
  * Decides what the next step computes. Nothing here waits or touches the device; docs/engine.md
@@ -196,12 +195,12 @@ export class Scheduler {
     if (this.waiting === 0 || this.available <= this.tooFew) return false;
     const first = this.first();
     const { sequence, job } = first;
-    if (sequence.computed === 0) sequence.reuse(job.reusable);
+    const reused = sequence.computed === 0 ? sequence.reuse(job.reusable) : 0;
     for (let freed = true; freed; freed = this.reclaim()) {
       // Whoever is alone goes on: it fits, or is told so when it misses a block.
       if (this.running.length === 0 || this.fits(first)) return true;
     }
-    if (job.sequence === undefined) sequence.release();
+    if (reused > 0) sequence.release();
     this.tooFew = this.available;
     return false;
   }
@@ -234,9 +233,15 @@ export class Scheduler {
   }
 
   private fits(one: Running): boolean {
+    const { chunkTokens, growthTokens = 512 } = this.limits;
     return this.runner.groups.every((group) => {
-      const promised = this.running.reduce((sum, other) => sum + missing(group, other, 0), 0);
-      return promised + missing(group, one, this.limits.chunkTokens) <= group.pool.available;
+      /** Blocks that a sequence does not have yet, of those that it is expected to need soon. */
+      const missing = ({ job, sequence }: Running, chunk: number) => {
+        const tokens = Math.min(job.maxTokens, sequence.tokens.length + growthTokens);
+        return Math.max(0, group.blocksNeeded(tokens, chunk) - sequence.blocksOf(group).held);
+      };
+      const promised = this.running.reduce((sum, other) => sum + missing(other, 0), 0);
+      return promised + missing(one, chunkTokens) <= group.pool.available;
     });
   }
 
@@ -282,12 +287,6 @@ export class Scheduler {
     this.preemptions++;
     this.tooFew = -1;
   }
-}
-
-/** Blocks that a sequence does not have yet, of those that it is expected to need soon. */
-function missing(group: LayerGroup, { job, sequence }: Running, chunk: number): number {
-  const tokens = Math.min(job.maxTokens, sequence.tokens.length + growthTokens);
-  return Math.max(0, group.blocksNeeded(tokens, chunk) - sequence.blocksOf(group).held);
 }
 
 function heldError({ kind, pool }: LayerGroup, { sequence }: Running, count: number): LozaError {

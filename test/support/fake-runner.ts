@@ -18,10 +18,13 @@ const pattern = { sinkBlocks: 1, localBlocks: 2 };
 
 /** The deterministic model: the next token is a hash of all tokens so far. */
 export function nextToken(tokens: Iterable<number>): number {
-  let hash = 0x811c9dc5;
-  for (const token of tokens) hash = Math.imul(hash ^ token, 0x01000193) >>> 0;
-  return hash % 50_000;
+  let hash = emptyHash;
+  for (const token of tokens) hash = hashOn(hash, token);
+  return tokenOf(hash);
 }
+const emptyHash = 0x811c9dc5 | 0;
+const hashOn = (hash: number, token: number) => Math.imul(hash ^ token, 0x01000193);
+const tokenOf = (hash: number) => (hash >>> 1) % 50_000;
 
 /** Reads tokens from what was stored in the cache, as attention does: a lost block changes tokens. */
 export class FakeRunner {
@@ -77,6 +80,17 @@ export class FakeRunner {
     return { outputs, canBeFollowed: this.followed && decodes };
   }
 
+  /** A whole step at once. */
+  run(work: readonly StepWork[]): StepOutput[] {
+    for (const { sequence, count } of work) this.extend(sequence, count);
+    for (const copy of this.copies.splice(0)) this.copyBlock(...copy);
+    const items = work.map((one) => this.place(one));
+    const landings = work.map(({ sequence, count }) => sequence.advance(count));
+    const outputs = items.map((item) => this.compute(item));
+    for (const land of landings) land();
+    return outputs;
+  }
+
   extend(sequence: Sequence, count: number): void {
     sequence.extend(count, (...copy) => this.copies.push(copy));
   }
@@ -98,33 +112,37 @@ export class FakeRunner {
     return result;
   }
 
-  /** The tokens of a step, and the cache rows of all positions up to them. */
+  /** The tokens of a step, and the blocks of all positions up to them. */
   private place({ sequence, count, sample, score }: StepWork): Item {
     const from = sequence.computed;
-    const [full, streaming] = this.groups.map((group) => {
+    const tables = this.groups.map((group) => {
       const blocks = sequence.blocksOf(group);
-      return Array.from({ length: from + count }, (_, position) => blocks.slot(position));
+      return Int32Array.from({ length: Math.ceil((from + count) / 128) }, (_, i) =>
+        blocks.block(i),
+      );
     });
     const tokens = sequence.tokens.slice(from, from + count);
-    return { from, tokens, full: full!, streaming: streaming!, sample, score };
+    return { from, tokens, tables, sample, score };
   }
 
-  private compute({ from, tokens, full, streaming, sample, score }: Item): StepOutput {
-    const [fullCache, streamingCache] = this.groups.map((group) => this.caches.get(group)!);
+  private compute({ from, tokens, tables, sample, score }: Item): StepOutput {
+    const caches = this.groups.map((group) => this.caches.get(group)!);
+    const slot = (group: number, position: number) =>
+      tables[group]![position >> 7]! * 128 + (position & 127);
     tokens.forEach((token, i) => {
-      fullCache![full[from + i]!] = token;
-      streamingCache![streaming[from + i]!] = token;
+      caches.forEach((cache, group) => (cache[slot(group, from + i)] = token));
     });
     const output: StepOutput = {};
     if (sample) {
-      const all = full.map((slot) => fullCache![slot]!);
-      const first = Math.floor((all.length - 1) / 128) - pattern.localBlocks + 1;
-      all.forEach((token, p) => {
-        const block = Math.floor(p / 128);
-        const visible = block < pattern.sinkBlocks || block >= first;
-        if (visible && streamingCache![streaming[p]!] !== token)
+      const all = new Int32Array(from + tokens.length);
+      const first = ((all.length - 1) >> 7) - pattern.localBlocks + 1;
+      for (let p = 0; p < all.length; p++) {
+        const token = (all[p] = caches[0]![slot(0, p)]!);
+        const visible = p >> 7 < pattern.sinkBlocks || p >> 7 >= first;
+        if (visible && caches[1]![slot(1, p)] !== token) {
           throw new Error(`key ${p} was overwritten`);
-      });
+        }
+      }
       output.sampled = { token: nextToken(all), logprob: 0, alternatives: [] };
     }
     if (score && score.length > 0) output.logits = Float32Array.from(score, (i) => from + i);
@@ -135,8 +153,8 @@ export class FakeRunner {
 interface Item {
   from: number;
   tokens: number[];
-  full: number[];
-  streaming: number[];
+  /** Of each group: block ids by index. */
+  tables: Int32Array[];
   sample: StepWork['sample'];
   score: StepWork['score'];
 }
@@ -147,7 +165,8 @@ export class TestJob implements Job {
   readonly maxTokens: number;
   readonly tokens: number[] = [];
   readonly errors: unknown[] = [];
-  sequence: Sequence | undefined;
+  /** What it was planned with. */
+  seen: Sequence | undefined;
   /** Runs at every output; may throw. */
   onReceive: () => void = () => undefined;
   private settle!: () => void;
@@ -163,7 +182,7 @@ export class TestJob implements Job {
   }
 
   plan(sequence: Sequence, count: number): Omit<StepWork, 'sequence' | 'count'> {
-    this.sequence = sequence;
+    this.seen = sequence;
     const last = sequence.computed + count >= sequence.tokens.length;
     return last ? { sample: {} as NonNullable<StepWork['sample']> } : {};
   }
@@ -185,9 +204,12 @@ export class TestJob implements Job {
 
   /** What it generates on its own. */
   get expected(): number[] {
-    const all = Array.from(this.prompt);
-    for (let i = 0; i < this.count; i++) all.push(nextToken(all));
-    return all.slice(this.prompt.length);
+    let hash = this.prompt.reduce(hashOn, emptyHash);
+    return Array.from({ length: this.count }, () => {
+      const token = tokenOf(hash);
+      hash = hashOn(hash, token);
+      return token;
+    });
   }
 }
 
