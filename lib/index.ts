@@ -1,5 +1,7 @@
 // The public API, nothing else. Importing it loads no native code.
-export { LanguageModel, type Prompt, type ScoreOptions, type ScoreResult } from './language-model';
+export { LanguageModel, type ScoreOptions, type ScoreResult } from './language-model';
+export type { Prompt } from './prompt';
+export type { Session, SessionOptions } from './session';
 export { probeDevices, type DeviceReport } from './probe-devices';
 export { LozaError, type LozaErrorCode, type LozaErrorDetails } from './errors';
 export type { LoadOptions, LoadProgress, RopeOptions } from './load-options';
@@ -11,6 +13,7 @@ export type {
   GeneratePart,
   GenerateResult,
   GenerateTimings,
+  GenerateUsage,
 } from './engine/generate-job';
 export type { KvReport, LoadedModelInfo, MemoryReport, ModelInfo, RopeInfo } from './model-info';
 export type { ChatMessage } from './tokenizer/chat-template';

@@ -1,11 +1,13 @@
-import { GenerateJob, type GenerateListener } from './engine/generate-job';
-import { Generation } from './engine/generation';
+import { GenerateJob, type GenerateListener, type GenerateResult } from './engine/generate-job';
+import { Generation, type GenerationListener } from './engine/generation';
+import type { Sequence } from './engine/sequence';
 import { ScoreJob } from './engine/score-job';
-import { closedError } from './engine/engine';
+import { closedError, type EngineLoad } from './engine/engine';
 import { abortedError, LozaError, show, throwIfAborted } from './errors';
 import { checkObject, resolveLoadOptions, type LoadOptions } from './load-options';
 import { loadModel, type LoadedModel } from './load-model';
 import { describeModel, memoryReport, type LoadedModelInfo, type MemoryReport } from './model-info';
+import { invalidPrompt, type Prompt } from './prompt';
 import {
   normalizeGenerateOptions,
   readGenerationDefaults,
@@ -13,11 +15,9 @@ import {
   type GenerationDefaults,
   type SamplingParams,
 } from './runner/sampling';
+import { Session, type SessionHost, type SessionOptions } from './session';
 import { ChatTemplate, type ChatMessage } from './tokenizer/chat-template';
 import { missingTokenizerError, Tokenizer } from './tokenizer/tokenizer';
-
-/** What can be continued: text, a chat, or token ids. */
-export type Prompt = string | readonly ChatMessage[] | readonly number[] | Int32Array | Uint32Array;
 
 export interface ScoreOptions {
   /** Positions whose logits are wanted (default: all), in any order. */
@@ -89,6 +89,12 @@ export class LanguageModel {
     return memoryReport(this.loaded);
   }
 
+  /** Generations and scores that run, that wait, and how often one had to make room for others. */
+  get status(): EngineLoad {
+    this.checkOpen();
+    return this.loaded.engine.load;
+  }
+
   /**
    * Continues a prompt. The result is an async iterable of parts and has `result()`; it starts when
    * one of them is used. Errors, those of the arguments too, come from there, as LozaErrors.
@@ -99,8 +105,14 @@ export class LanguageModel {
       const params = normalizeGenerateOptions(options, this.defaults);
       const tokens = await this.tokenize(prompt, params.signal);
       this.checkOpen();
-      return this.startJob(tokens, params, listener);
+      return this.start(tokens, params, listener);
     }, signalOf(options));
+  }
+
+  /** A conversation that keeps its KV cache between turns. */
+  createSession(options?: SessionOptions): Session {
+    this.checkOpen();
+    return new Session(this.host, options);
   }
 
   /** The logits that follow each position of `tokens`: what evaluation needs. */
@@ -144,20 +156,72 @@ export class LanguageModel {
     await this.close();
   }
 
-  private startJob(
+  private readonly host: SessionHost = {
+    checkOpen: () => this.checkOpen(),
+    params: (options) => normalizeGenerateOptions(options, this.defaults),
+    tokenize: (prompt, signal) => this.tokenize(prompt, signal),
+    start: (tokens, params, listener, from) => this.start(tokens, params, listener, from),
+    hold: (sequence) => this.loaded.engine.keep(sequence),
+    drop: (sequence) => this.loaded.engine.drop(sequence),
+  };
+
+  /** Starts the samples of a prompt; the first one reads it for all. */
+  private start(
     tokens: Int32Array,
     params: SamplingParams,
-    listener: GenerateListener,
+    listener: GenerationListener,
+    from?: { sequence: Sequence | undefined; keep: (sequence: Sequence) => void },
   ): () => void {
-    const { engine, maxTokens, plan } = this.loaded;
+    const { engine } = this.loaded;
+    const results: GenerateResult[] = [];
+    const jobs = Array.from({ length: params.n }, (_, sample) =>
+      this.makeJob(tokens, params, sample, {
+        onPart: (part) => listener.onPart(params.n === 1 ? part : { ...part, sample }),
+        onDone: (result) => {
+          results[sample] = result;
+          if (Object.keys(results).length === params.n) listener.onDone(results);
+        },
+        onError: (error) => {
+          cancel();
+          listener.onError(error);
+        },
+      }),
+    );
+    let cancelled = false;
+    const cancel = () => {
+      cancelled = true;
+      for (const job of jobs) engine.cancel(job);
+    };
+    const [first, ...siblings] = jobs as [GenerateJob, ...GenerateJob[]];
+    first.siblings = siblings;
+    first.begin = (sibling) => {
+      if (cancelled) throw closedError();
+      engine.submit(sibling);
+    };
+    first.sequence = from?.sequence;
+    if (from !== undefined) first.keep = from.keep;
+    try {
+      engine.submit(first);
+    } catch (error) {
+      if (from?.sequence !== undefined) engine.drop(from.sequence);
+      throw error;
+    }
+    return cancel;
+  }
+
+  private makeJob(
+    tokens: Int32Array,
+    params: SamplingParams,
+    sample: number,
+    listener: GenerateListener,
+  ): GenerateJob {
+    const { maxTokens, plan } = this.loaded;
     // The last token is generated without being read, so it may stand one past the end.
     const room = Math.min(plan.maxPosition, maxTokens) - tokens.length + 1;
     const most = Math.min(params.maxNewTokens, room);
-    const { tokenizer } = this;
+    const seed = (params.seed + sample) % Number.MAX_SAFE_INTEGER;
     const { vocabSize } = this.defaults;
-    const job = new GenerateJob(tokens, params, most, listener, vocabSize, tokenizer);
-    engine.submit(job);
-    return () => engine.cancel(job);
+    return new GenerateJob(tokens, { ...params, seed }, most, listener, vocabSize, this.tokenizer);
   }
 
   private async tokenize(prompt: Prompt, signal: AbortSignal | undefined): Promise<Int32Array> {
@@ -223,11 +287,6 @@ function signalOf(options: GenerateOptions | undefined): AbortSignal | undefined
   const signal: unknown = (options as { signal?: unknown } | null | undefined)?.signal;
   const isSignal = typeof (signal as AbortSignal | undefined)?.addEventListener === 'function';
   return isSignal ? (signal as AbortSignal) : undefined;
-}
-
-function invalidPrompt(expected: string, value: unknown): LozaError {
-  const problem = `The prompt must be ${expected}, got ${show(value)}`;
-  return new LozaError('ERR_LOZA_INVALID_ARG', problem, { value });
 }
 
 function checkPositions(

@@ -9,6 +9,7 @@ import {
 } from './checkpoint/streaming-config';
 import { WeightChecker, WeightLoader } from './checkpoint/weights';
 import { Engine } from './engine/engine';
+import type { SchedulerLimits } from './engine/scheduler';
 import { LozaError, throwIfAborted } from './errors';
 import {
   blocksFor,
@@ -17,8 +18,9 @@ import {
   LayerGroup,
   type LayerGroupKind,
 } from './kv/layer-group';
+import { PrefixCache } from './kv/prefix-cache';
 import { extendRope, ropeTable, type RopeTable } from './layers/rope';
-import type { ResolvedLoadOptions } from './load-options';
+import { stepLimits, type ResolvedLoadOptions } from './load-options';
 import type { Model, ModelPlan } from './model/model';
 import { presets } from './model/presets';
 import { findFamily } from './model/registry';
@@ -155,7 +157,9 @@ async function loadOnto(
 
   const maxTokens =
     options.maxTokens ?? Math.min(Math.max(maxPosition, 16_384), mostDefaultTokens[device.kind]);
-  const groups = makeGroups(device, plan, options, cacheDtype, maxTokens);
+  const step = stepLimits(options, device.kind);
+  const { prefixCache } = options;
+  const groups = makeGroups(device, plan, { ...step, prefixCache }, cacheDtype, maxTokens);
   const angles = uploadAngles(device, ops, table, options.rope.exactAngles);
   const limits = batchLimits(model, options, device);
   const graphs = options.decodeGraphs ?? device.kind === 'cuda';
@@ -167,9 +171,10 @@ async function loadOnto(
     limits,
     model.mla.vocabSize,
     graphs ? new DecodeGraphs(device, ops, built, groups, angles) : undefined,
+    prefixCache ? new PrefixCache(groups) : undefined,
   );
   await ops.stream.synchronize();
-  const engine = new Engine(runner, options);
+  const engine = new Engine(runner, step);
   const parts = { ops, model: built, angles, limits, runner };
   return { plan, device, cacheDtype, maxTokens, groups, engine, parts };
 }
@@ -249,11 +254,17 @@ async function copyWeights(
   await finish(enqueued(bytes));
 }
 
+export type PoolLimits = Pick<SchedulerLimits, 'stepTokens' | 'maxSequences'> &
+  Pick<ResolvedLoadOptions, 'prefixCache'>;
+
+/** Part of the full group's blocks that a streaming group has more, for windows of its checkpoints. */
+const checkpointShare = 1 / 16;
+
 /** One group for full and one for streaming attentions, each with its own pool; empty ones are left out. */
 export function makeGroups(
-  device: Pick<Device, 'allocate'>,
+  device: Pick<Device, 'allocate' | 'release'>,
   { model, pattern }: LoadPlan,
-  options: ResolvedLoadOptions,
+  { stepTokens, maxSequences, prefixCache }: PoolLimits,
   dtype: DType,
   maxTokens: number,
 ): LayerGroup[] {
@@ -265,8 +276,11 @@ export function makeGroups(
     const indices = attentionsOfKind(kind, pattern?.layerType, attentions);
     if (indices.length === 0) return [];
     const range = groupRange(kind, pattern);
-    const window = range.sinkBlocks + range.localBlocks + blocksFor(options.chunkTokens) + 1;
-    const capacity = kind === 'full' ? full : Math.min(full, window * options.maxSequences);
+    // Chunks are in flight for a step only: then their blocks go, but for those of the window.
+    const window = range.sinkBlocks + range.localBlocks + 2;
+    const checkpoints = prefixCache ? Math.ceil(full * checkpointShare) : 0;
+    const streaming = maxSequences * window + blocksFor(stepTokens) + checkpoints;
+    const capacity = kind === 'full' ? full : Math.min(full, streaming);
     return [new LayerGroup(device, kind, range, indices, capacity, width, dtype)];
   });
 }

@@ -1,7 +1,9 @@
 import { configCaps } from './checkpoint/config';
 import type { ConfigOverrides } from './checkpoint/config-overrides';
 import type { AttentionOption } from './checkpoint/streaming-config';
+import type { SchedulerLimits } from './engine/scheduler';
 import { LozaError, show } from './errors';
+import type { DeviceKind } from './native/binding';
 
 /** How far loading is, in bytes of weights that had to be copied; views of mapped files need none. */
 export interface LoadProgress {
@@ -33,7 +35,15 @@ export interface LoadOptions {
   /** Tokens that all sequences in flight may keep together: the KV budget. Default: the model's positions, within 16,384 and 65,536 (131,072 on a GPU). */
   maxTokens?: number | undefined;
   rope?: RopeOptions | undefined;
-  /** Prompt tokens read in one step (default 512). */
+  /**
+   * New tokens of a step, all sequences together (default 8,192; 512 on the CPU). Sequences that
+   * decode come first, and prompts take turns in what is left.
+   */
+  stepTokens?: number | undefined;
+  /**
+   * Tokens of a prompt that are read in one step (default 8,192; 512 on the CPU; at most
+   * `stepTokens`). Fewer let those that decode wait less, and a long prompt is read slower.
+   */
   chunkTokens?: number | undefined;
   /** Sequences in flight; more wait (default 16). */
   maxSequences?: number | undefined;
@@ -41,6 +51,8 @@ export interface LoadOptions {
   expandedMinTokens?: number | undefined;
   /** Record decode steps once and replay them (default: on a GPU). The tokens are the same. */
   decodeGraphs?: boolean | undefined;
+  /** Keep the KV blocks of what was read and written for prompts that begin alike (default true). */
+  prefixCache?: boolean | undefined;
   signal?: AbortSignal | undefined;
   onProgress?: ((progress: LoadProgress) => void) | undefined;
 }
@@ -62,10 +74,12 @@ export interface ResolvedLoadOptions {
   dtype: 'auto' | 'float32' | 'bfloat16';
   maxTokens: number | undefined;
   rope: { yarnFactor: number | undefined; exactAngles: boolean };
-  chunkTokens: number;
+  stepTokens: number | undefined;
+  chunkTokens: number | undefined;
   maxSequences: number;
   expandedMinTokens: number | undefined;
   decodeGraphs: boolean | undefined;
+  prefixCache: boolean;
   signal: AbortSignal | undefined;
   onProgress: ((progress: LoadProgress) => void) | undefined;
 }
@@ -81,10 +95,12 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
     'dtype',
     'maxTokens',
     'rope',
+    'stepTokens',
     'chunkTokens',
     'maxSequences',
     'expandedMinTokens',
     'decodeGraphs',
+    'prefixCache',
     'signal',
     'onProgress',
   ]);
@@ -99,20 +115,39 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
   }
   checkFlag('rope.exactAngles', rope.exactAngles);
   checkFlag('decodeGraphs', options.decodeGraphs);
+  checkFlag('prefixCache', options.prefixCache);
   return {
     device: oneOf('device', options.device ?? 'auto', ['auto', 'cpu', 'cuda']),
     ...resolveFormat(options),
     attention,
     dtype: oneOf('dtype', options.dtype ?? 'auto', ['auto', 'float32', 'bfloat16']),
     maxTokens: integer('maxTokens', options.maxTokens, 2 ** 30),
-    chunkTokens: integer('chunkTokens', options.chunkTokens, 2 ** 20) ?? 512,
+    ...resolveStep(options),
     maxSequences: integer('maxSequences', options.maxSequences, 4096) ?? 16,
     expandedMinTokens: integer('expandedMinTokens', options.expandedMinTokens, 2 ** 30),
     rope: { yarnFactor: rope.yarnFactor, exactAngles: rope.exactAngles ?? false },
     decodeGraphs: options.decodeGraphs,
+    prefixCache: options.prefixCache ?? true,
     signal,
     onProgress,
   };
+}
+
+function resolveStep(
+  options: LoadOptions,
+): Pick<ResolvedLoadOptions, 'stepTokens' | 'chunkTokens'> {
+  const stepTokens = integer('stepTokens', options.stepTokens, 2 ** 20);
+  const chunkTokens = integer('chunkTokens', options.chunkTokens, stepTokens ?? 2 ** 20);
+  return { stepTokens, chunkTokens };
+}
+
+const defaultStepTokens: Record<DeviceKind, number> = { cpu: 512, cuda: 8192 };
+
+/** What the scheduler keeps to on a device. */
+export function stepLimits(options: ResolvedLoadOptions, kind: DeviceKind): SchedulerLimits {
+  const { maxSequences, stepTokens = defaultStepTokens[kind] } = options;
+  const chunkTokens = options.chunkTokens ?? Math.min(defaultStepTokens[kind], stepTokens);
+  return { stepTokens: Math.max(stepTokens, chunkTokens), chunkTokens, maxSequences };
 }
 
 function resolveFormat({

@@ -65,8 +65,12 @@ export interface MemoryReport {
 }
 
 export interface KvReport {
-  /** In blocks that sequences hold now. */
+  /** In blocks that sequences hold now, of requests or of sessions. */
   resident: number;
+  /** Nobody's, but kept for prompts that begin alike until the room is needed. */
+  cached: number;
+  /** resident + cached + free = capacity. */
+  free: number;
   /** Given back by running sequences because no later query can read them. */
   freed: number;
   /** What the pool can hold. */
@@ -121,12 +125,15 @@ export function memoryReport({ device, groups, engine }: LoadedModel): MemoryRep
   const { weights, mappedWeights, workspace, peak } = device.memory();
   const kv = (kind: 'full' | 'streaming'): KvReport => {
     const group = groups.find((one) => one.kind === kind);
-    if (group === undefined) return { resident: 0, freed: 0, capacity: 0 };
+    if (group === undefined) return { resident: 0, cached: 0, free: 0, freed: 0, capacity: 0 };
     const freed = engine.sequences.reduce((sum, one) => sum + one.blocksOf(group).freed, 0);
+    const { pool, blockBytes } = group;
     return {
-      resident: group.pool.inUse * group.blockBytes,
-      freed: freed * group.blockBytes,
-      capacity: group.pool.capacity * group.blockBytes,
+      resident: pool.inUse * blockBytes,
+      cached: pool.cached * blockBytes,
+      free: (pool.available - pool.cached) * blockBytes,
+      freed: freed * blockBytes,
+      capacity: pool.capacity * blockBytes,
     };
   };
   return {

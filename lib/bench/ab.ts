@@ -67,7 +67,7 @@ export async function planArms(
     const options = resolveLoadOptions({
       ...base,
       ...needs(tests),
-      ...{ device: kind, attention: armAttention(name, whole, blocks) },
+      ...{ device: kind, attention: armAttention(name, whole, blocks), prefixCache: false },
     });
     const plan = await planLoad(dir, options);
     arms.push({ name, plan, options, dry: new DryModel(plan, options, kind) });
@@ -82,6 +82,7 @@ function needs(tests: readonly BenchTest[]) {
   return {
     maxTokens: most((test) => test.batch * (Math.ceil(testLength(test) / 128) * 128 + 128), 512),
     maxSequences: most(({ batch }) => batch, 1),
+    stepTokens: most(({ chunk }) => chunk, 256),
     // A depth that is computed is read in chunks too.
     chunkTokens: most(({ prompt, depth, chunk }) => Math.min(Math.max(prompt, depth), chunk), 256),
   };

@@ -2,7 +2,7 @@ import { DummyLoader } from '../checkpoint/dummy-weights';
 import { placeholder } from '../checkpoint/weights';
 import type { Sequence } from '../engine/sequence';
 import { batchLimits, cacheType, makeGroups, uploadAngles, type LoadPlan } from '../load-model';
-import type { ResolvedLoadOptions } from '../load-options';
+import { stepLimits, type ResolvedLoadOptions } from '../load-options';
 import type { LayerGroup } from '../kv/layer-group';
 import type { Model } from '../model/model';
 import type { DeviceKind, NativeArena, NativeOperation, NativeStream } from '../native/binding';
@@ -58,8 +58,9 @@ export class DryModel {
     const { model, table } = plan;
     const loader = new DummyLoader(plan.checkpoint.config, device, this.ops, 0);
     this.model = model.build(loader, table.softmaxFactor);
-    const { maxTokens = 0, rope } = options;
-    this.groups = makeGroups(device, plan, options, dtype, maxTokens);
+    const { maxTokens = 0, prefixCache, rope } = options;
+    const limits = { ...stepLimits(options, kind), prefixCache };
+    this.groups = makeGroups(device, plan, limits, dtype, maxTokens);
     this.angles = uploadAngles(device, this.ops, table, rope.exactAngles);
     this.limits = batchLimits(model, options, { kind, activation });
   }

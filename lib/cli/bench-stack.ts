@@ -91,7 +91,7 @@ async function benchStack(dir: string, given: StackFlags, context: Context): Pro
   const options = resolveLoadOptions({
     ...(await readLoadOptions(dir, { ...flags, attention })),
     ...{ device: kind, maxTokens: capacity, maxSequences: Math.max(...batch), signal },
-    chunkTokens: Math.max(prompt, flags.context),
+    ...{ chunkTokens: Math.max(prompt, flags.context), prefixCache: false },
   });
   const progress = startProgress(context, 'measuring', 'runs');
   const start = performance.now();

@@ -4,7 +4,7 @@ import type { Command } from 'commander';
 import { LozaError } from '../errors';
 import type { LanguageModel } from '../language-model';
 import type { GenerateOptions } from '../runner/sampling';
-import type { ChatMessage } from '../tokenizer/chat-template';
+import type { Session } from '../session';
 import type { Context } from './context';
 import { oneLine } from './format';
 import { describeRun, resultObject, streamText } from './generate';
@@ -25,7 +25,7 @@ interface ChatFlags extends LoadFlags, SamplingFlags {
 const usage = '/reset forgets the conversation, /exit ends, Ctrl-C stops an answer';
 const examples = `
 ${usage}.
-Every turn reads the whole conversation again.
+A turn reads only what is new: the keys and values of the turns before are kept.
 Without a terminal each line of standard input is a turn; with --json each answer is an object.
 
 Examples:
@@ -95,9 +95,9 @@ async function takeTurn(
   }
 }
 
-/** The messages so far, and the turn that is being answered. */
+/** A session, and the turn that is being answered. */
 class Conversation {
-  private readonly messages: ChatMessage[] = [];
+  private session: Session;
   private turn: AbortController | undefined;
 
   constructor(
@@ -106,12 +106,12 @@ class Conversation {
     private readonly system: string | undefined,
     private readonly context: Context,
   ) {
-    this.reset();
+    this.session = model.createSession({ system });
   }
 
   reset(): void {
-    this.messages.length = 0;
-    if (this.system !== undefined) this.messages.push({ role: 'system', content: this.system });
+    this.session.close();
+    this.session = this.model.createSession({ system: this.system });
   }
 
   /** Stops the answer; false when there is none. */
@@ -124,31 +124,21 @@ class Conversation {
   async say(content: string): Promise<void> {
     const turn = new AbortController();
     this.turn = turn;
-    this.messages.push({ role: 'user', content });
-    let answer = '';
     try {
-      await this.answer(turn.signal, (text) => (answer += text));
+      await this.answer(content, turn.signal);
     } catch (error) {
-      const stopped = turn.signal.aborted && !this.context.signal.aborted;
-      if (!stopped || answer === '') this.messages.pop();
-      if (!stopped) throw error;
+      if (!turn.signal.aborted || this.context.signal.aborted) throw error;
     } finally {
       this.turn = undefined;
     }
-    if (answer !== '') this.messages.push({ role: 'assistant', content: answer });
   }
 
-  private async answer(stop: AbortSignal, onText: (text: string) => void): Promise<void> {
-    const { model, context, messages } = this;
-    const options = { ...this.options, signal: AbortSignal.any([stop, context.signal]) };
-    if (context.json) {
-      const result = await model.generate([...messages], options).result();
-      onText(result.text);
-      context.printJson(resultObject(result));
-      return;
-    }
-    const onPart = (part: { text: string }) => onText(part.text);
-    const result = await streamText(model, [...messages], options, context, onPart);
-    context.note(describeRun(result, model));
+  private async answer(content: string, stop: AbortSignal): Promise<void> {
+    const { session, model, context } = this;
+    const signal = AbortSignal.any([stop, context.signal]);
+    const begin = (more: GenerateOptions) =>
+      session.generate(content, { ...this.options, ...more });
+    if (context.json) return context.printJson(resultObject(await begin({ signal }).result()));
+    context.note(describeRun(await streamText(begin, context, signal), model));
   }
 }

@@ -80,7 +80,8 @@ async function demo(flags: LoadFlags, context: Context): Promise<void> {
   let found: Found | undefined;
   for (const contestant of contestants) {
     const { device, dtype, chunkTokens } = flags;
-    const options = { device, dtype, chunkTokens, attention: contestant.attention };
+    const { attention } = contestant;
+    const options = { device, dtype, chunkTokens, attention, prefixCache: false };
     await withModel(bundledModel, options, context, async (model) => {
       if (found === undefined) {
         found = await locate(model, riddle);

@@ -5,7 +5,9 @@ import type { Command } from 'commander';
 
 import { fileError } from '../checkpoint/files';
 import type { GeneratePart, GenerateResult } from '../engine/generate-job';
-import type { LanguageModel, Prompt } from '../language-model';
+import type { Generation } from '../engine/generation';
+import type { LanguageModel } from '../language-model';
+import type { Prompt } from '../prompt';
 import type { GenerateOptions } from '../runner/sampling';
 import type { Context } from './context';
 import { formatBytes, formatCount, formatDuration, formatPercent, formatRate } from './format';
@@ -76,25 +78,23 @@ async function generate(
   await withModel(dir, await readLoadOptions(dir, flags), context, async (model) => {
     const options = { ...readGenerateOptions(flags), logprobs: flags.logprobs };
     if (context.json) return printObject(model, prompt, options, context);
-    const result = await streamText(model, prompt, options, context);
+    const begin = (more: GenerateOptions) => model.generate(prompt, { ...options, ...more });
+    const result = await streamText(begin, context);
     context.note(describeRun(result, model));
   });
 }
 
 /** Writes a text as it comes and returns the result; the bar shows how far the prompt is read. */
 export async function streamText(
-  model: LanguageModel,
-  prompt: Prompt,
-  options: GenerateOptions,
+  begin: (options: Pick<GenerateOptions, 'signal' | 'onProgress'>) => Generation,
   context: Context,
-  onPart: (part: GeneratePart) => void = () => {},
+  signal = context.signal,
 ): Promise<GenerateResult> {
   const progress = startProgress(context, 'reading');
-  const generation = model.generate(prompt, {
-    signal: context.signal,
-    ...options,
-    onProgress: ({ phase, done, total }) => {
-      if (phase === 'prefill' && done < total) progress.update(done, total);
+  const generation = begin({
+    signal,
+    onProgress: ({ phase, done, total, leftMs }) => {
+      if (phase === 'prefill' && done < total) progress.update(done, total, leftMs);
     },
   });
   let endsLine = false;
@@ -105,7 +105,6 @@ export async function streamText(
       process.stdout.write(part.text);
       if (part.text !== '') endsLine = part.text.endsWith('\n');
       wrote = true;
-      onPart(part);
     }
   } finally {
     progress.stop();
@@ -117,7 +116,9 @@ export async function streamText(
 /** The figures of a run, on one line. */
 export function describeRun(result: GenerateResult, model: LanguageModel): string {
   const { usage, timings, kv, seed, finishReason } = result;
-  const read = `read ${formatCount(usage.promptTokens)} tokens in ${formatDuration(timings.firstTokenMs)}`;
+  const cached =
+    usage.cachedTokens > 0 ? ` (${formatCount(usage.cachedTokens)} of them cached)` : '';
+  const read = `read ${formatCount(usage.promptTokens)} tokens${cached} in ${formatDuration(timings.firstTokenMs)}`;
   const wrote = `wrote ${formatCount(usage.completionTokens)} (${finishReason}) at ${formatRate(timings.decodeTokensPerSecond)}/s`;
   const saved =
     kv.residentBytes < kv.fullBytes ? ` (${formatPercent(kv.residentBytes / kv.fullBytes)})` : '';

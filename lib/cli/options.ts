@@ -16,7 +16,9 @@ export interface LoadFlags {
   dtype?: 'auto' | 'float32' | 'bfloat16' | undefined;
   maxTokens?: number | undefined;
   yarnFactor?: number | undefined;
+  stepTokens?: number | undefined;
   chunkTokens?: number | undefined;
+  prefixCache?: boolean | undefined;
   loadFormat?: 'auto' | 'dummy' | undefined;
   layers?: number | undefined;
   experts?: number | undefined;
@@ -70,10 +72,17 @@ const loadFlags: Record<keyof LoadFlags, () => Option> = {
     new Option('--yarn-factor <x>', "stretch the model's positions with YaRN").argParser(
       realNumber(1, 2 ** 20),
     ),
+  stepTokens: () =>
+    new Option(
+      '--step-tokens <n>',
+      'new tokens of a step, all sequences together (default 8192; 512 on the CPU)',
+    ).argParser(wholeNumber(1, 2 ** 20)),
   chunkTokens: () =>
-    new Option('--chunk-tokens <n>', 'prompt tokens read in one step (default 512)').argParser(
-      wholeNumber(1, 2 ** 20),
-    ),
+    new Option(
+      '--chunk-tokens <n>',
+      'tokens of a prompt read in one step (default 8192; 512 on the CPU)',
+    ).argParser(wholeNumber(1, 2 ** 20)),
+  prefixCache: () => new Option('--no-prefix-cache', 'read every prompt from its first token on'),
   loadFormat: () =>
     new Option(
       '--load-format <name>',
@@ -140,10 +149,11 @@ export async function readAttention(dir: string, flags: LoadFlags): Promise<Atte
 }
 
 export async function readLoadOptions(dir: string, flags: LoadFlags): Promise<LoadOptions> {
-  const { device, dtype, maxTokens, yarnFactor, chunkTokens } = flags;
+  const { device, dtype, maxTokens, yarnFactor, stepTokens, chunkTokens, prefixCache } = flags;
   const attention = await readAttention(dir, flags);
   const rope = { yarnFactor };
-  return { device, dtype, maxTokens, chunkTokens, attention, rope, ...readFormat(flags) };
+  const step = { stepTokens, chunkTokens, prefixCache };
+  return { device, dtype, maxTokens, ...step, attention, rope, ...readFormat(flags) };
 }
 
 function readFormat({ loadFormat, layers, experts, zeroExperts }: LoadFlags) {

@@ -1,11 +1,12 @@
 import { SingleBar } from 'cli-progress';
 
 import type { Context } from './context';
-import { formatBytes, formatCount } from './format';
+import { formatBytes, formatCount, formatDuration } from './format';
 
 /** A bar on stderr that disappears when it is stopped; nothing at all when nobody watches. */
 export interface Progress {
-  update(done: number, total: number): void;
+  /** `leftMs`: milliseconds that the rest will take, where that is known. */
+  update(done: number, total: number, leftMs?: number): void;
   stop(): void;
 }
 
@@ -26,12 +27,13 @@ export function startProgress(
     barsize: 24,
     barCompleteChar: '█',
     barIncompleteChar: '░',
-    format: `${title} {bar} {done} of {all}${unit === 'bytes' ? '' : ` ${unit}`}`,
+    format: `${title} {bar} {done} of {all}${unit === 'bytes' ? '' : ` ${unit}`}{left}`,
   });
   let running = false;
   return {
-    update(done, total) {
-      const payload = { done: show(done), all: show(total) };
+    update(done, total, leftMs) {
+      const left = leftMs === undefined ? '' : `, ${formatDuration(leftMs)} left`;
+      const payload = { done: show(done), all: show(total), left };
       if (running) bar.update(done, payload);
       else bar.start(total, done, payload);
       running = true;

@@ -3,7 +3,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { Argument, type Command } from 'commander';
 
-import { LozaError, throwIfAborted } from '../errors';
+import { throwIfAborted } from '../errors';
 import { LanguageModel } from '../language-model';
 import type { LoadOptions } from '../load-options';
 import type { DeviceKind } from '../native/binding';
@@ -11,12 +11,14 @@ import { Device, listDevices } from '../native/device';
 import { bundledModel } from './build-info';
 import { BadResult, type Context } from './context';
 import { formatBytes, formatCount, formatDuration, formatTable } from './format';
-import { addLoadFlags, readLoadOptions, wholeNumber, type LoadFlags } from './options';
+import { addLoadFlags, readLoadOptions, realNumber, wholeNumber, type LoadFlags } from './options';
 import { startProgress } from './progress';
+import { endsAborted, MixedWork } from './soak-mix';
 
 interface SoakFlags extends LoadFlags {
-  loads: number;
-  aborts: number;
+  loads?: number;
+  aborts?: number;
+  minutes: number;
 }
 
 /** What one kind of cycle did to memory, in bytes. */
@@ -33,6 +35,9 @@ export interface SoakReport {
   hostGrowth: number;
   deviceGrowth: number | null;
   passed: boolean;
+  /** Of mixed work: tokens read and written, and how often a sequence made room for others. */
+  tokens?: number;
+  preemptions?: number;
 }
 
 /** Growth that says nothing: malloc keeps some of what it got, and a GPU gives 2 MiB at a time. */
@@ -40,11 +45,14 @@ const allowedHostGrowth = 8 * 2 ** 20;
 const allowedDeviceGrowth = 4 * 2 ** 20;
 const looks = 10;
 const kvTokens = 2048;
+const usualCycles = 1000;
 
 const examples = `
 Two kinds of cycles: a model is loaded, writes two tokens and is closed (one load in ten is
 aborted half way); and generations of one model are aborted, before and while they read and while
-they write.
+they write. With --minutes, instead or besides: requests of every kind at a time, long and short,
+several samples, chats, scores, aborts, in a KV cache that is too small for them; whenever memory
+is looked at nothing runs, and no KV block may be held.
 A tenth of the cycles come first and are not counted: caches fill, and kernels are loaded when
 they are first used. Then memory is looked at ${looks} times, after a garbage collection each; free
 room in V8's heap, which it makes as large as it likes, is left out. Growth is the least of the
@@ -54,6 +62,7 @@ use on the GPU by more than ${formatBytes(allowedDeviceGrowth)}.
 
 Examples:
   loza soak models/loza-tiny --loads 1000 --aborts 1000
+  loza soak --minutes 10                                 mixed work
   loza soak --device cuda --json`;
 
 export function registerSoak(program: Command, context: Context): void {
@@ -64,8 +73,9 @@ export function registerSoak(program: Command, context: Context): void {
     .addArgument(
       new Argument('[dir]', 'checkpoint folder').default(bundledModel, 'the bundled loza-tiny'),
     )
-    .option('--loads <n>', 'load and close cycles', wholeNumber(0, most), 1000)
-    .option('--aborts <n>', 'aborted generations', wholeNumber(0, most), 1000);
+    .option('--loads <n>', 'load and close cycles (default 1000)', wholeNumber(0, most))
+    .option('--aborts <n>', 'aborted generations (default 1000)', wholeNumber(0, most))
+    .option('--minutes <x>', 'mixed work for so long; of the others none', realNumber(0, 1e5), 0);
   addLoadFlags(command)
     .addHelpText('after', examples)
     .action((dir: string, flags: SoakFlags) => soak(dir, flags, context));
@@ -73,22 +83,24 @@ export function registerSoak(program: Command, context: Context): void {
 
 async function soak(dir: string, flags: SoakFlags, context: Context): Promise<void> {
   const options = { maxTokens: kvTokens, ...withoutUndefined(await readLoadOptions(dir, flags)) };
+  const usual = flags.minutes > 0 ? 0 : usualCycles;
+  const { loads = usual, aborts = usual, minutes } = flags;
   const reports: SoakReport[] = [];
   const first = await LanguageModel.load(dir, options);
   const { device, deviceName } = first.info;
   await first.close();
-  if (flags.loads > 0) {
+  if (loads > 0) {
     const cycle = (i: number) => loadAndClose(dir, options, i);
-    reports.push(await watch('load and close', cycle, flags.loads, device, context));
+    reports.push(await watch('load and close', cycle, loads, device, context));
   }
-  if (flags.aborts > 0) {
-    const model = await LanguageModel.load(dir, options);
-    try {
-      const cycle = (i: number) => abortGeneration(model, i);
-      reports.push(await watch('aborted generation', cycle, flags.aborts, device, context));
-    } finally {
-      await model.close();
-    }
+  if (aborts > 0) {
+    await using model = await LanguageModel.load(dir, options);
+    const cycle = (i: number) => abortGeneration(model, i);
+    reports.push(await watch('aborted generation', cycle, aborts, device, context));
+  }
+  if (minutes > 0) {
+    await using model = await LanguageModel.load(dir, options);
+    reports.push(await watchMix(model, minutes, context));
   }
   const passed = reports.every((report) => report.passed);
   if (context.json) context.printJson({ device, deviceName, cycles: reports, passed });
@@ -136,16 +148,6 @@ async function abortGeneration(model: LanguageModel, i: number): Promise<void> {
   });
 }
 
-async function endsAborted(expected: boolean, run: () => Promise<void>): Promise<void> {
-  try {
-    await run();
-  } catch (error) {
-    if (expected && LozaError.isInstance(error) && error.code === 'ERR_LOZA_ABORTED') return;
-    throw error;
-  }
-  if (expected) throw new LozaError('ERR_LOZA_INTERNAL', 'a signal aborted, but nothing ended');
-}
-
 async function watch(
   name: string,
   cycle: (i: number) => Promise<void>,
@@ -154,16 +156,13 @@ async function watch(
   context: Context,
 ): Promise<SoakReport> {
   const warmUp = Math.ceil(cycles / 10);
-  const host: number[] = [];
-  const device: number[] = [];
+  const memory = new MemoryWatch(kind);
   const progress = startProgress(context, name, 'runs');
   const started = performance.now();
   try {
     for (let i = 0; i <= cycles; i++) {
-      if (i >= warmUp && host.length < ((i - warmUp) / (cycles - warmUp || 1)) * (looks - 1) + 1) {
-        host.push(await residentBytes());
-        if (kind === 'cuda') device.push(usedBytes(kind));
-      }
+      const due = ((i - warmUp) / (cycles - warmUp || 1)) * (looks - 1) + 1;
+      if (i >= warmUp && memory.host.length < due) await memory.look();
       if (i === cycles) break;
       throwIfAborted(context.signal);
       await cycle(i);
@@ -173,12 +172,56 @@ async function watch(
     progress.stop();
   }
   const msPerCycle = (performance.now() - started) / cycles;
-  const hostGrowth = growth(host);
-  const deviceGrowth = kind === 'cuda' ? growth(device) : null;
-  const passed = hostGrowth <= allowedHostGrowth && (deviceGrowth ?? 0) <= allowedDeviceGrowth;
-  const onDevice = kind === 'cuda' ? device : null;
-  const memory = { host, device: onDevice, hostGrowth, deviceGrowth };
-  return { cycle: name, cycles, warmUp, msPerCycle, ...memory, passed };
+  return { cycle: name, cycles, warmUp, msPerCycle, ...memory.report() };
+}
+
+/** Mixed work; nothing is on its way when memory is looked at. */
+async function watchMix(
+  model: LanguageModel,
+  minutes: number,
+  context: Context,
+): Promise<SoakReport> {
+  const memory = new MemoryWatch(model.info.device);
+  const work = new MixedWork(model);
+  const progress = startProgress(context, 'mixed work', 'runs');
+  const started = performance.now();
+  let warmUp = 0;
+  try {
+    for (let look = 1; look <= looks; look++) {
+      await work.runUntil(started + (look / looks) * minutes * 60_000, context.signal);
+      if (look === 1) warmUp = work.requests;
+      await memory.look();
+      progress.update(look, looks);
+    }
+  } finally {
+    progress.stop();
+  }
+  const { requests, tokens } = work;
+  const { preemptions } = model.status;
+  const msPerCycle = (performance.now() - started) / requests;
+  const cycles = { cycle: 'mixed work', cycles: requests, warmUp, msPerCycle };
+  return { ...cycles, ...memory.report(), tokens, preemptions };
+}
+
+class MemoryWatch {
+  readonly host: number[] = [];
+  private readonly device: number[] = [];
+
+  constructor(private readonly kind: DeviceKind) {}
+
+  async look(): Promise<void> {
+    this.host.push(await residentBytes());
+    if (this.kind === 'cuda') this.device.push(usedBytes(this.kind));
+  }
+
+  report(): Pick<SoakReport, 'host' | 'device' | 'hostGrowth' | 'deviceGrowth' | 'passed'> {
+    const { host, kind } = this;
+    const device = kind === 'cuda' ? this.device : null;
+    const hostGrowth = growth(host);
+    const deviceGrowth = device === null ? null : growth(device);
+    const passed = hostGrowth <= allowedHostGrowth && (deviceGrowth ?? 0) <= allowedDeviceGrowth;
+    return { host, device, hostGrowth, deviceGrowth, passed };
+  }
 }
 
 /** The least of the later half less the least of the earlier one: peaks between are no growth. */
@@ -240,7 +283,16 @@ function describe(reports: readonly SoakReport[], where: string, passed: boolean
     report.deviceGrowth === null ? '-' : signed(report.deviceGrowth),
     report.passed ? 'PASS' : 'FAIL',
   ]);
-  return `${formatTable(columns, rows)}\n\n${passed ? 'PASS' : 'FAIL'}  ${where}`;
+  const mixed = reports.flatMap(({ tokens, preemptions, cycles }) =>
+    tokens === undefined ? [] : describeMix(cycles, tokens, preemptions ?? 0),
+  );
+  const table = [formatTable(columns, rows), ...mixed].join('\n');
+  return `${table}\n\n${passed ? 'PASS' : 'FAIL'}  ${where}`;
+}
+
+function describeMix(requests: number, tokens: number, preemptions: number): string {
+  const counts = [requests, tokens, preemptions].map(formatCount);
+  return `\n${counts[0]} requests, ${counts[1]} tokens; ${counts[2]} made room for others; no KV block is held`;
 }
 
 function signed(bytes: number): string {

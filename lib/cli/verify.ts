@@ -105,7 +105,8 @@ export function registerVerify(program: Command, context: Context): void {
 
 async function verify(dir: string, flags: VerifyFlags, context: Context): Promise<void> {
   const prompts = await readExpected(dir);
-  const options = await readLoadOptions(dir, flags);
+  // What the cache holds would not be computed.
+  const options = { ...(await readLoadOptions(dir, flags)), prefixCache: false };
   const { device, dtype, limits, verdicts } = await withModel(dir, options, context, (model) =>
     checkPrompts(model, prompts, flags, context),
   );

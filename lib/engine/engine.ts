@@ -1,22 +1,8 @@
 import { LozaError } from '../errors';
-import type { LayerGroup } from '../kv/layer-group';
 import type { ModelRunner, StepInFlight, StepOutput, StepWork } from '../runner/model-runner';
 import type { Job } from './job';
-import { Sequence } from './sequence';
-
-export interface EngineLimits {
-  /** New tokens of a step that belong to prompts. */
-  chunkTokens: number;
-  /** Sequences in flight. */
-  maxSequences: number;
-}
-
-interface Running {
-  job: Job;
-  sequence: Sequence;
-  /** It has ended and its blocks are free; a step that is still on its way may have a row of it. */
-  over: boolean;
-}
+import { Scheduler, type Row, type Running, type SchedulerLimits } from './scheduler';
+import type { Sequence } from './sequence';
 
 interface Planned {
   running: Running;
@@ -31,63 +17,71 @@ interface Flight {
 
 type Landed = { outputs: StepOutput[] } | { error: unknown };
 
+/** How many jobs there are, and how often one had to make room for others. */
+export interface EngineLoad {
+  running: number;
+  waiting: number;
+  preemptions: number;
+}
+
 /**
- * Serves jobs together: every step decodes one token of each sequence that has been read and reads
- * one chunk of the prompts that have not, oldest first. A job starts when the KV blocks it may need
- * at most are free, so none runs out on the way.
+ * Serves jobs together: enqueues the steps that the scheduler decides on, and hands out what comes
+ * of them.
  *
  * While the same sequences decode, the next step is enqueued before the tokens of this one are read:
  * the device does not wait for the host. That a token was the last one shows when the next is on its
  * way already, or the next two where the text decides; those are dropped.
  */
 export class Engine {
-  private readonly waiting: Job[] = [];
-  private running: Running[] = [];
-  private readonly reserved = new Map<LayerGroup, number>();
+  private readonly scheduler: Scheduler;
   private loop: Promise<void> | undefined;
-  private readonly cancelled = new Set<Job>();
   private closed = false;
 
   constructor(
     private readonly runner: ModelRunner,
-    private readonly limits: EngineLimits,
-  ) {}
+    limits: SchedulerLimits,
+  ) {
+    this.scheduler = new Scheduler(runner, limits);
+  }
 
-  /** Sequences that hold KV blocks now. */
+  /** Sequences in flight. */
   get sequences(): readonly Sequence[] {
-    return this.running.map(({ sequence }) => sequence);
+    return this.scheduler.running.map(({ sequence }) => sequence);
+  }
+
+  get load(): EngineLoad {
+    const { running, waiting, preemptions } = this.scheduler;
+    return { running: running.length, waiting, preemptions };
   }
 
   submit(job: Job): void {
     if (this.closed) throw closedError();
-    const group = this.runner.groups.find((one) => this.needed(one, job) > one.pool.capacity);
-    if (group !== undefined) {
-      const capacity = group.pool.capacity;
-      throw new LozaError(
-        'ERR_LOZA_CONTEXT_LENGTH',
-        `${job.maxTokens} tokens need ${this.needed(group, job)} KV blocks of the ${group.kind} attentions; the model has ${capacity}`,
-        { value: job.maxTokens, hint: 'Load the model with a larger maxTokens' },
-      );
-    }
-    this.waiting.push(job);
+    this.scheduler.submit(job);
     this.loop ??= this.run();
   }
 
-  /** Takes a job out; its memory is free at the latest when the next of the running steps ends. */
+  /**
+   * Takes a job out, and frees its memory at once: a step that is on its way comes before all that
+   * could use it next.
+   */
   cancel(job: Job): void {
-    const at = this.waiting.indexOf(job);
-    if (at >= 0) this.waiting.splice(at, 1);
-    else if (this.running.some((running) => running.job === job)) this.cancelled.add(job);
+    this.scheduler.remove(job);
+  }
+
+  /** Takes over a sequence that no job works on; others may take its blocks. */
+  keep(sequence: Sequence): void {
+    this.scheduler.keep(sequence);
+  }
+
+  /** Takes back a sequence that is kept. */
+  drop(sequence: Sequence): void {
+    this.scheduler.drop(sequence);
   }
 
   /** Fails every job and resolves when no step is running any more. */
   async close(): Promise<void> {
     this.closed = true;
-    for (const job of this.waiting.splice(0)) fail(job, closedError());
-    for (const { job } of this.running) {
-      fail(job, closedError());
-      this.cancelled.add(job);
-    }
+    for (const job of this.scheduler.clear()) fail(job, closedError());
     await this.loop;
   }
 
@@ -104,32 +98,26 @@ export class Engine {
       flight = next ?? this.takeOff();
       next = next === undefined ? this.follow(flight) : later;
     }
-    this.cancelled.clear();
     this.loop = undefined;
   }
 
   /** Starts a step of everyone whose tokens are known; undefined when nobody is left. */
   private takeOff(): Flight | undefined {
     while (true) {
-      this.finish(({ job }) => this.cancelled.delete(job));
-      this.admit();
-      if (this.running.length === 0) return undefined;
-      const planned = this.schedule();
+      const { rows, failed } = this.scheduler.schedule();
+      for (const { job, error } of failed) fail(job, error);
+      const planned = rows.flatMap((row) => this.planAlone(row));
       if (planned.length > 0) return this.start(planned);
+      if (rows.length === 0 && failed.length === 0) return undefined;
     }
   }
 
   /** Starts the step behind one that is on its way, if it has the same sequences. */
   private follow(flight: Flight | undefined): Flight | undefined {
-    const { running } = this;
-    if (!flight?.step.canBeFollowed || this.cancelled.size > 0 || this.admissible())
-      return undefined;
-    if (running.length !== flight.batch.length) return undefined;
-    if (running.some((one, i) => one !== flight.batch[i])) return undefined;
-    if (running.some(({ job, sequence }) => sequence.computed >= job.maxTokens)) return undefined;
+    if (!flight?.step.canBeFollowed || !this.scheduler.follows(flight.batch)) return undefined;
     try {
       return this.start(
-        running.map((one) => plan(one, 1)),
+        flight.batch.map((running) => plan({ running, count: 1 })),
         flight,
       );
     } catch {
@@ -137,47 +125,17 @@ export class Engine {
     }
   }
 
-  private admit(): void {
-    const { groups } = this.runner;
-    for (let job = this.admissible(); job !== undefined; job = this.admissible()) {
-      this.waiting.shift();
-      for (const group of groups) {
-        this.reserved.set(group, this.held(group) + this.needed(group, job));
-      }
-      this.running.push({ job, sequence: new Sequence(job.prompt, groups), over: false });
+  /** A job that was cancelled meanwhile, or that cannot plan, leaves the others alone. */
+  private planAlone(row: Row): Planned[] {
+    const { running } = row;
+    if (running.state !== 'running') return [];
+    try {
+      return [plan(row)];
+    } catch (error) {
+      this.scheduler.end(running);
+      fail(running.job, error);
+      return [];
     }
-  }
-
-  /** The job that has waited longest, if there is room for it. */
-  private admissible(): Job | undefined {
-    const job = this.waiting[0];
-    if (job === undefined || this.running.length >= this.limits.maxSequences) return undefined;
-    const fits = (group: LayerGroup) =>
-      this.held(group) + this.needed(group, job) <= group.pool.capacity;
-    return this.runner.groups.every(fits) ? job : undefined;
-  }
-
-  /**
-   * A prompt is read in whole chunks or waits for the next step: where it is cut depends on nothing
-   * else, so that a sequence gets the same bits in any company.
-   */
-  private schedule(): Planned[] {
-    let budget = this.limits.chunkTokens;
-    return this.running.flatMap((running) => {
-      const { job, sequence } = running;
-      const unread = sequence.tokens.length - sequence.computed;
-      const count = Math.min(unread, this.limits.chunkTokens);
-      if (count > 1 && count > budget) return [];
-      try {
-        const planned = plan(running, count);
-        if (count > 1) budget -= count;
-        return planned;
-      } catch (error) {
-        fail(job, error);
-        this.cancelled.add(job);
-        return [];
-      }
-    });
   }
 
   /** Never throws: a step that cannot be enqueued is one that fails, in its turn. */
@@ -195,38 +153,26 @@ export class Engine {
   }
 
   private deliver({ batch }: Flight, landed: Landed): void {
-    const done = new Set<Running>();
+    if ('error' in landed) {
+      const lost = batch.filter(({ state }) => state !== 'over');
+      for (const running of lost) this.scheduler.end(running);
+      for (const { job } of lost) fail(job, landed.error);
+      return;
+    }
     batch.forEach((running, i) => {
-      if (running.over) return;
-      if ('error' in landed) {
-        fail(running.job, landed.error);
-        done.add(running);
-      } else if (!this.cancelled.has(running.job)) {
-        if (receive(running, landed.outputs[i] ?? {})) done.add(running);
-      }
-    });
-    this.finish((running) => done.has(running) || this.cancelled.delete(running.job));
-  }
-
-  private finish(isDone: (running: Running) => boolean): void {
-    this.running = this.running.filter((running) => {
-      if (!isDone(running)) return true;
-      running.over = true;
-      running.sequence.release();
-      for (const group of this.runner.groups) {
-        this.reserved.set(group, this.held(group) - this.needed(group, running.job));
-      }
-      return false;
+      if (running.state !== 'over') this.receive(running, landed.outputs[i] ?? {});
     });
   }
 
-  /** Blocks promised to running jobs. */
-  private held(group: LayerGroup): number {
-    return this.reserved.get(group) ?? 0;
-  }
-
-  private needed(group: LayerGroup, job: Job): number {
-    return group.blocksNeeded(job.maxTokens, this.limits.chunkTokens);
+  /** Gives a job its output. A job that throws fails alone. */
+  private receive(running: Running, output: StepOutput): void {
+    const { job, sequence } = running;
+    try {
+      if (job.receive(sequence, output)) this.scheduler.end(running, true);
+    } catch (error) {
+      this.scheduler.end(running);
+      fail(job, error);
+    }
   }
 }
 
@@ -252,19 +198,9 @@ function goOn({ batch }: Flight, landed: Landed): boolean {
   });
 }
 
-function plan(running: Running, count: number): Planned {
+function plan({ running, count }: Row): Planned {
   const { job, sequence } = running;
   return { running, work: { sequence, count, ...job.plan(sequence, count) } };
-}
-
-/** Gives a job its output; true when it is done. A job that throws fails alone. */
-function receive({ job, sequence }: Running, output: StepOutput): boolean {
-  try {
-    return job.receive(sequence, output);
-  } catch (error) {
-    fail(job, error);
-    return true;
-  }
 }
 
 /** Tells a job; what it throws in turn is nobody's to handle and must not end the loop. */

@@ -5,6 +5,7 @@ import { StopStrings } from '../runner/stop-strings';
 import { Detokenizer } from '../tokenizer/detokenizer';
 import type { Tokenizer } from '../tokenizer/tokenizer';
 import type { Job } from './job';
+import { ReadingPace } from './reading-pace';
 import type { Sequence } from './sequence';
 
 export type FinishReason = 'stop' | 'length';
@@ -16,6 +17,8 @@ export interface GeneratePart {
   token: number;
   /** 0 for the first new token. */
   index: number;
+  /** Which of several samples goes on; only with the option `n` above 1. */
+  sample?: number;
   /** Only with the option `logprobs`. */
   logprob?: number;
   alternatives?: { token: number; logprob: number }[];
@@ -26,7 +29,7 @@ export interface GenerateResult {
   /** Every new token, an end token that finished the text included. */
   tokens: Int32Array;
   finishReason: FinishReason;
-  usage: { promptTokens: number; completionTokens: number; totalTokens: number };
+  usage: GenerateUsage;
   timings: GenerateTimings;
   /** KV bytes held when the last token came, and what full attention would have held. */
   kv: { residentBytes: number; fullBytes: number };
@@ -36,12 +39,21 @@ export interface GenerateResult {
   logprobs?: Float32Array;
 }
 
+export interface GenerateUsage {
+  promptTokens: number;
+  /** Of these, tokens whose keys and values were there already and were not computed again. */
+  cachedTokens: number;
+  completionTokens: number;
+  totalTokens: number;
+}
+
 /** Milliseconds and tokens a second. */
 export interface GenerateTimings {
   /** From the call to the first new token. */
   firstTokenMs: number;
   /** From the first new token to the last. */
   decodeMs: number;
+  /** Of the tokens that were not cached. */
   prefillTokensPerSecond: number;
   /** 0 when there was only one token. */
   decodeTokensPerSecond: number;
@@ -57,6 +69,14 @@ export interface GenerateListener {
 /** Continues a prompt token by token. */
 export class GenerateJob implements Job {
   readonly maxTokens: number;
+  /** What it goes on from, where that is there already. */
+  sequence: Sequence | undefined;
+  /** Takes over the sequence of a generation that has ended well. */
+  keep?: (sequence: Sequence) => void;
+  /** Other samples of the prompt, which this job reads for all; `begin` starts one that is not done yet. */
+  siblings: readonly GenerateJob[] = [];
+  begin: (sibling: GenerateJob) => void = () => {};
+  private cachedTokens: number | undefined;
   private readonly tokens: number[] = [];
   private readonly logprobs: number[] = [];
   private readonly detokenizer: Detokenizer | undefined;
@@ -66,6 +86,9 @@ export class GenerateJob implements Job {
   private readonly started = performance.now();
   private firstTokenAt = 0;
   private text = '';
+  private readonly pace = new ReadingPace();
+  private readTo = 0;
+  private readAt = 0;
 
   constructor(
     readonly prompt: Int32Array,
@@ -87,14 +110,24 @@ export class GenerateJob implements Job {
     }
   }
 
-  plan(sequence: Sequence, count: number): { sample?: SamplingRow } {
+  plan(
+    sequence: Sequence,
+    count: number,
+  ): { sample?: SamplingRow; siblings?: readonly SamplingRow[] } {
+    this.cachedTokens ??= Math.min(sequence.computed, this.prompt.length);
     if (sequence.computed + count < sequence.tokens.length) return {};
-    const { temperature, topK, topP, minP, repetitionPenalty, seed, logprobs } = this.params;
     // Not the tokens that were received: the step before this one may still be on its way.
     const counter = sequence.computed + count - this.prompt.length;
+    const sample = this.samplingRow(counter);
+    if (counter > 0 || this.siblings.length === 0) return { sample };
+    return { sample, siblings: this.siblings.map((sibling) => sibling.samplingRow(counter)) };
+  }
+
+  private samplingRow(counter: number): SamplingRow {
+    const { temperature, topK, topP, minP, repetitionPenalty, seed, logprobs } = this.params;
     const alternatives = logprobs === false ? 0 : logprobs;
     const row = { temperature, topK, topP, minP, repetitionPenalty, seed, counter, alternatives };
-    return { sample: this.seen ? { ...row, seen: this.seen } : row };
+    return this.seen ? { ...row, seen: this.seen } : row;
   }
 
   stopsAt(token: number): boolean {
@@ -103,10 +136,11 @@ export class GenerateJob implements Job {
 
   receive(sequence: Sequence, output: StepOutput): boolean {
     if (output.sampled === undefined) {
-      this.report('prefill', sequence.computed, this.prompt.length);
+      this.read(sequence.computed);
       return false;
     }
-    const { sampled } = output;
+    const { sampled, siblings = [] } = output;
+    siblings.forEach((own, i) => this.siblings[i]?.partFrom(sequence, own, this.begin));
     if (this.tokens.length === 0) {
       this.firstTokenAt = performance.now();
       this.report('prefill', this.prompt.length, this.prompt.length);
@@ -128,6 +162,24 @@ export class GenerateJob implements Job {
 
   fail(error: unknown): void {
     this.listener.onError(error);
+  }
+
+  /** Goes its own way from a sequence whose tokens are those of the prompt. */
+  private partFrom(
+    sequence: Sequence,
+    sampled: SampledToken,
+    begin: (sibling: GenerateJob) => void,
+  ): void {
+    const own = sequence.fork();
+    try {
+      this.cachedTokens = this.prompt.length;
+      if (this.receive(own, { sampled })) return own.release();
+      this.sequence = own;
+      begin(this);
+    } catch (error) {
+      own.release();
+      this.fail(error);
+    }
   }
 
   /** The text a token adds, and why it is the last one if it is. */
@@ -156,15 +208,21 @@ export class GenerateJob implements Job {
     const firstTokenMs = this.firstTokenAt - this.started;
     const decodeMs = performance.now() - this.firstTokenAt;
     const { resident, full } = sequence.kvBytes(promptTokens + completionTokens - 1);
+    const cachedTokens = this.cachedTokens ?? 0;
     const result: GenerateResult = {
       text: this.text,
       tokens: Int32Array.from(this.tokens),
       finishReason,
-      usage: { promptTokens, completionTokens, totalTokens: promptTokens + completionTokens },
+      usage: {
+        promptTokens,
+        cachedTokens,
+        completionTokens,
+        totalTokens: promptTokens + completionTokens,
+      },
       timings: {
         firstTokenMs,
         decodeMs,
-        prefillTokensPerSecond: (promptTokens / firstTokenMs) * 1000,
+        prefillTokensPerSecond: ((promptTokens - cachedTokens) / firstTokenMs) * 1000,
         decodeTokensPerSecond:
           completionTokens > 1 ? ((completionTokens - 1) / decodeMs) * 1000 : 0,
       },
@@ -180,7 +238,20 @@ export class GenerateJob implements Job {
       this.seen[token >> 5] = (this.seen[token >> 5] ?? 0) | (1 << (token & 31));
   }
 
-  private report(phase: 'prefill' | 'decode', done: number, total: number): void {
-    this.params.onProgress?.({ phase, done, total });
+  /** A chunk was read. Tokens that are read again, as it made room for others, are no progress. */
+  private read(to: number): void {
+    if (this.tokens.length > 0) return;
+    const now = performance.now();
+    // The first chunk waited for its turn, and loads kernels.
+    if (this.readTo > 0 && to > this.readTo) this.pace.add(this.readTo, to, now - this.readAt);
+    this.readTo = to;
+    this.readAt = now;
+    const total = this.prompt.length;
+    this.report('prefill', to, total, this.pace.estimate(to, total));
+  }
+
+  private report(phase: 'prefill' | 'decode', done: number, total: number, leftMs?: number): void {
+    const left = leftMs === undefined ? {} : { leftMs };
+    this.params.onProgress?.({ phase, done, total, ...left });
   }
 }

@@ -1,12 +1,18 @@
 import { abortedError, LozaError } from '../errors';
 import type { GeneratePart, GenerateResult } from './generate-job';
 
-/** Starts the work; returns what takes it back. */
-export type StartGeneration = (listener: {
+/** What a generation hears of its work. */
+export interface GenerationListener {
   onPart(part: GeneratePart): void;
-  onDone(result: GenerateResult): void;
+  /** Every sample is whole; one unless `n` said more. */
+  onDone(results: readonly GenerateResult[]): void;
   onError(error: unknown): void;
-}) => Promise<() => void>;
+}
+
+/** Starts the work; returns what takes it back. */
+export type StartGeneration = (listener: GenerationListener) => Promise<() => void>;
+
+type Outcome = { results: readonly GenerateResult[] } | { error: unknown };
 
 /**
  * A running generation: iterate over its parts, or await its `result()`, or both. It starts with the
@@ -14,7 +20,7 @@ export type StartGeneration = (listener: {
  */
 export class Generation implements AsyncIterable<GeneratePart> {
   private readonly parts: GeneratePart[] = [];
-  private outcome: { result: GenerateResult } | { error: unknown } | undefined;
+  private outcome: Outcome | undefined;
   private readonly waiting = new Set<() => void>();
   private cancel: (() => void) | undefined;
   private started = false;
@@ -26,10 +32,16 @@ export class Generation implements AsyncIterable<GeneratePart> {
 
   /** The whole text and everything known about it. Rejects with a LozaError. */
   async result(): Promise<GenerateResult> {
+    const [first] = await this.results();
+    return first as GenerateResult;
+  }
+
+  /** The same of all samples; there are several with the option `n`. */
+  async results(): Promise<readonly GenerateResult[]> {
     this.begin();
     while (this.outcome === undefined) await this.change();
     if ('error' in this.outcome) throw this.outcome.error;
-    return this.outcome.result;
+    return this.outcome.results;
   }
 
   async *[Symbol.asyncIterator](): AsyncGenerator<GeneratePart, void, undefined> {
@@ -52,13 +64,13 @@ export class Generation implements AsyncIterable<GeneratePart> {
     this.started = true;
     if (this.signal?.aborted) return this.settle({ error: abortedError(this.signal) });
     this.signal?.addEventListener('abort', this.onAbort, { once: true });
-    const listener = {
-      onPart: (part: GeneratePart) => {
+    const listener: GenerationListener = {
+      onPart: (part) => {
         this.parts.push(part);
         this.wake();
       },
-      onDone: (result: GenerateResult) => this.settle({ result }),
-      onError: (error: unknown) => this.settle({ error }),
+      onDone: (results) => this.settle({ results }),
+      onError: (error) => this.settle({ error }),
     };
     this.start(listener).then(
       (cancel) => {
@@ -83,7 +95,7 @@ export class Generation implements AsyncIterable<GeneratePart> {
     this.cancel?.();
   }
 
-  private settle(outcome: { result: GenerateResult } | { error: unknown }): void {
+  private settle(outcome: Outcome): void {
     if (this.outcome !== undefined) return;
     this.outcome = outcome;
     this.signal?.removeEventListener('abort', this.onAbort);

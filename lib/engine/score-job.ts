@@ -7,14 +7,14 @@ export class ScoreJob implements Job {
   readonly maxTokens: number;
   readonly logits: Float32Array;
   readonly done: Promise<void>;
-  private rows = 0;
+  private next = 0; // of `positions`, the first whose logits are not there
   private resolve!: () => void;
   private reject!: (error: unknown) => void;
 
   constructor(
     readonly prompt: Int32Array,
     private readonly positions: readonly number[],
-    vocabSize: number,
+    private readonly vocabSize: number,
     private readonly onProgress: ((tokens: number) => void) | undefined,
   ) {
     this.maxTokens = prompt.length;
@@ -25,15 +25,27 @@ export class ScoreJob implements Job {
     });
   }
 
-  plan({ computed }: Sequence, count: number): { score: number[] } {
-    const within = this.positions.filter((p) => p >= computed && p < computed + count);
-    return { score: within.map((position) => position - computed) };
+  /** The cache may have everything before the first position that is wanted yet. */
+  get reusable(): number {
+    return this.positions[this.next] ?? this.prompt.length - 1;
   }
 
-  receive(sequence: Sequence, output: StepOutput): boolean {
-    if (output.logits !== undefined) {
-      this.logits.set(output.logits, this.rows);
-      this.rows += output.logits.length;
+  plan({ computed }: Sequence, count: number): { score: number[] } {
+    const { positions, next } = this;
+    const score: number[] = [];
+    // After it made room for others it reads tokens again whose logits are there.
+    for (let i = next; i < positions.length; i++) {
+      const offset = (positions[i] as number) - computed;
+      if (offset >= count) break;
+      score.push(offset);
+    }
+    return { score };
+  }
+
+  receive(sequence: Sequence, { logits }: StepOutput): boolean {
+    if (logits !== undefined) {
+      this.logits.set(logits, this.next * this.vocabSize);
+      this.next += logits.length / this.vocabSize;
     }
     this.onProgress?.(sequence.computed);
     if (sequence.computed < this.prompt.length) return false;

@@ -1,31 +1,138 @@
-import { blocksFor, SequenceBlocks, type LayerGroup } from '../kv/layer-group';
+import { LozaError } from '../errors';
+import { blocksFor, blockTokens, type LayerGroup } from '../kv/layer-group';
+import type { Prefix } from '../kv/prefix';
+import { checkpointBlocks, type PrefixCache } from '../kv/prefix-cache';
+import { SequenceBlocks, type CopyBlock } from '../kv/sequence-blocks';
 
-/** One request's tokens and the KV blocks they occupy. */
+/**
+ * One request's tokens and the KV blocks they occupy. Blocks that are full and computed are known to
+ * the prefix cache, which shares them with other sequences; nobody writes to a block that is shared.
+ */
 export class Sequence {
   /** Prompt, then generated tokens. */
-  readonly tokens: number[];
-  /** Tokens whose keys are in the cache. */
+  readonly tokens: number[] = [];
+  /** Tokens whose keys are in the cache, or will be when the steps that were enqueued are done. */
   computed = 0;
-  private readonly blocks: ReadonlyMap<LayerGroup, SequenceBlocks>;
+  /** Of these, the tokens of steps that are done. */
+  private landed = 0;
+  private readonly blocks: Map<LayerGroup, SequenceBlocks>;
+  /** What was published: blocks up to a prefix of the cache, which is pinned. */
+  private tip: Prefix | undefined;
+  private published = 0;
+  /** Lengths in blocks at which others may go on: streaming groups keep their window there. */
+  private points: number[];
+  private epoch = 0;
 
-  constructor(tokens: Iterable<number>, groups: readonly LayerGroup[]) {
-    this.tokens = Array.from(tokens);
+  constructor(
+    tokens: ArrayLike<number>,
+    private readonly groups: readonly LayerGroup[],
+    private readonly cache?: PrefixCache,
+  ) {
+    this.push(tokens, 0);
     this.blocks = new Map(groups.map((group) => [group, new SequenceBlocks(group)]));
+    this.points = [this.reusableBlocks()];
+    this.tip = cache?.pin(cache.root);
   }
 
   blocksOf(group: LayerGroup): SequenceBlocks {
     return this.blocks.get(group) as SequenceBlocks;
   }
 
-  /** Makes room for the next `count` tokens. */
-  extend(count: number): void {
-    for (const blocks of this.blocks.values()) blocks.extend(this.computed + count);
+  /** The group whose pool cannot give the blocks that the next `count` tokens need. */
+  missing(count: number): LayerGroup | undefined {
+    const { computed } = this;
+    return this.groups.find((group) => {
+      return this.blocksOf(group).missing(computed, computed + count) > group.pool.available;
+    });
   }
 
-  /** The next `count` tokens are in the cache now; frees what no later query can read. */
-  advance(count: number): void {
+  /** Goes on with tokens that were not generated, from index `from` of these. */
+  append(tokens: ArrayLike<number>, from = 0): void {
+    this.push(tokens, from);
+    this.points = [...this.points.filter((point) => point > this.published), this.reusableBlocks()];
+  }
+
+  /**
+   * Goes on with other tokens: what they begin with in common stays computed, all but the last. False,
+   * and nothing is changed, where `rewind` is.
+   */
+  turnTo(tokens: ArrayLike<number>): boolean {
+    let common = 0;
+    while (common < tokens.length - 1 && this.tokens[common] === tokens[common]) common++;
+    if (!this.rewind(common)) return false;
+    this.tokens.length = this.computed;
+    this.append(tokens, this.computed);
+    return true;
+  }
+
+  /** Makes room for the next `count` tokens; blocks that are shared are copied before they are written. */
+  extend(count: number, copy: CopyBlock = cannotCopy): void {
+    for (const blocks of this.blocks.values()) {
+      blocks.own(this.computed, copy);
+      blocks.extend(this.computed + count);
+    }
+  }
+
+  /**
+   * A step that computes the next `count` tokens was enqueued; gives back what no later query can
+   * read. Returns what to call once the step is done: full blocks are published then, not before.
+   */
+  advance(count: number): () => void {
     this.computed += count;
-    for (const blocks of this.blocks.values()) blocks.trim(this.computed);
+    for (const [group, blocks] of this.blocks) {
+      const wanted = (index: number) => index >= this.published && this.keeps(group, index);
+      blocks.trim(this.computed, this.cache && wanted);
+    }
+    const { computed, epoch } = this;
+    return () => {
+      if (epoch === this.epoch) this.land(computed);
+    };
+  }
+
+  /**
+   * Takes over what the cache holds of the first tokens, at most `limit` and all but the last, which
+   * is computed in any case. Returns how many it took: they are computed.
+   */
+  reuse(limit = Infinity): number {
+    const { cache, tokens, groups } = this;
+    if (cache === undefined || this.computed > 0) return 0;
+    const most = Math.min(this.reusableBlocks(), Math.floor(limit / blockTokens));
+    const { path, seen } = cache.match(tokens, most);
+    // Others had the same tokens up to there: it is likely that more will.
+    if (seen > path.length) this.points.push(seen);
+    groups.forEach((group, g) => this.blocksOf(group).adopt(path, g));
+    this.moveTo(path.at(-1) ?? cache.root);
+    this.published = path.length;
+    this.computed = this.landed = path.length * blockTokens;
+    return this.computed;
+  }
+
+  /** Another sequence with the same tokens, as far as they are known to be computed, in the same blocks. */
+  fork(): Sequence {
+    const fork = new Sequence(this.tokens, this.groups, this.cache);
+    fork.points = [...this.points];
+    fork.computed = fork.landed = Math.min(this.landed, this.tokens.length);
+    for (const [group, blocks] of this.blocks) fork.blocks.set(group, blocks.fork(fork.computed));
+    if (this.tip !== undefined) fork.moveTo(this.tip);
+    fork.published = this.published;
+    return fork;
+  }
+
+  /**
+   * Takes back tokens from `tokens` on, and those of steps that are not done. False, and nothing is
+   * changed, where streaming groups have given back what the next token would read.
+   */
+  rewind(tokens: number): boolean {
+    const to = Math.min(tokens, this.landed, this.tokens.length);
+    const blocks = [...this.blocks.values()];
+    if (!blocks.every((one) => one.reaches(to))) return false;
+    for (const one of blocks) one.cut(to);
+    this.epoch++;
+    this.computed = this.landed = to;
+    for (; this.published > Math.floor(to / blockTokens); this.published--) {
+      if (this.tip?.parent !== undefined) this.moveTo(this.tip.parent);
+    }
+    return true;
   }
 
   /**
@@ -43,8 +150,69 @@ export class Sequence {
     return { resident, full };
   }
 
+  /** Gives back every block; what was published stays in the cache. It may be computed again. */
   release(): void {
+    this.epoch++;
+    this.keepWindow();
     for (const blocks of this.blocks.values()) blocks.release();
-    this.computed = 0;
+    if (this.cache !== undefined) this.moveTo(this.cache.root);
+    this.computed = this.landed = this.published = 0;
   }
+
+  /** Blocks of the tokens that can be taken from the cache: all but the last token's. */
+  private reusableBlocks(): number {
+    return Math.max(0, Math.floor((this.tokens.length - 1) / blockTokens));
+  }
+
+  /** Array.from takes 20 times as long for a typed array. */
+  private push(tokens: ArrayLike<number>, from: number): void {
+    for (let i = from; i < tokens.length; i++) this.tokens.push(tokens[i] as number);
+  }
+
+  private land(computed: number): void {
+    this.landed = computed;
+    if (this.cache === undefined) return;
+    // A token that was chosen on the device may not have been told yet.
+    const known = Math.floor(Math.min(computed, this.tokens.length) / blockTokens);
+    for (; this.published < known; this.published++) this.publish(this.cache, this.published);
+  }
+
+  private publish(cache: PrefixCache, index: number): void {
+    const prefix = cache.longer(this.tip ?? cache.root, this.tokens, index);
+    this.groups.forEach((group, g) => {
+      this.blocksOf(group).publish(index, prefix, cache, g);
+      if (this.keeps(group, index)) prefix.kept = true;
+    });
+    this.moveTo(prefix);
+  }
+
+  /** Whether the window at a point of the sequence has this block. */
+  private keeps({ kind, range }: LayerGroup, index: number): boolean {
+    if (kind === 'full') return false; // it keeps everything in any case
+    const next = (Math.floor(index / checkpointBlocks) + 1) * checkpointBlocks;
+    return [next, ...this.points].some(
+      (point) => index < point && index > point - range.localBlocks,
+    );
+  }
+
+  /** Where a sequence ends, the next turn of its chat goes on. */
+  private keepWindow(): void {
+    const locals = Math.max(
+      0,
+      ...this.groups.map(({ kind, range }) => (kind === 'streaming' ? range.localBlocks : 0)),
+    );
+    let prefix = this.tip;
+    for (let i = 1; i < locals && prefix !== undefined; i++, prefix = prefix.parent)
+      prefix.kept = true;
+  }
+
+  private moveTo(prefix: Prefix): void {
+    const before = this.tip;
+    this.tip = this.cache?.pin(prefix);
+    if (before !== undefined) this.cache?.unpin(before);
+  }
+}
+
+function cannotCopy(): never {
+  throw new LozaError('ERR_LOZA_INTERNAL', 'A shared KV block was to be written');
 }

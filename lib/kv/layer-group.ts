@@ -1,7 +1,7 @@
 import { attentionBlock } from '../checkpoint/streaming-config';
 import type { Device } from '../native/device';
-import { fullRange, type KeyRange } from '../native/ops';
-import type { DType, Tensor } from '../native/tensor';
+import { fullRange, type KeyRange, type Ops } from '../native/ops';
+import { bytesPerElement, type DType, type Tensor } from '../native/tensor';
 import { BlockPool } from './block-pool';
 
 /** Tokens of a KV block, which is also LoZA's sparse block. */
@@ -20,7 +20,7 @@ export class LayerGroup {
   private readonly caches: Tensor[];
 
   constructor(
-    device: Pick<Device, 'allocate'>,
+    private readonly device: Pick<Device, 'allocate' | 'release'>,
     readonly kind: LayerGroupKind,
     readonly range: KeyRange,
     /** Indices of its attentions in the model. */
@@ -38,6 +38,19 @@ export class LayerGroup {
   /** [slots, latent + rope]: the cache of the group's n-th attention. */
   cache(n: number): Tensor {
     return this.caches[n] as Tensor;
+  }
+
+  /** Enqueues a copy of a block of every attention, bit for bit. */
+  copyBlock(ops: Pick<Ops, 'cast'>, from: number, to: number): void {
+    const words = this.blockBytes / this.attentions.length / bytesPerElement.f32;
+    for (const cache of this.caches) {
+      const [source, target] = [from, to].map((block) =>
+        cache.view('f32', [words], [1], block * words),
+      ) as [Tensor, Tensor];
+      ops.cast(target, source);
+      this.device.release(source);
+      this.device.release(target);
+    }
   }
 
   /** Bytes of one block over all attentions of the group. */
@@ -66,61 +79,6 @@ export class LayerGroup {
     if (this.kind === 'full') return all;
     const { sinkBlocks, localBlocks } = this.range;
     return Math.min(all, sinkBlocks + localBlocks + blocksFor(chunk) + 1);
-  }
-}
-
-/** The blocks that one sequence holds in one group, by absolute block index; -1 where it holds none. */
-export class SequenceBlocks {
-  private readonly table: number[] = [];
-  private trimmed = 0; // blocks below this were freed, sinks excepted
-
-  constructor(readonly group: LayerGroup) {}
-
-  get length(): number {
-    return this.table.length;
-  }
-
-  /** Blocks held now. */
-  get held(): number {
-    return this.table.length - this.freed;
-  }
-
-  /** Blocks that full attention would hold and this group gave back. */
-  get freed(): number {
-    return Math.max(0, this.trimmed - this.group.range.sinkBlocks);
-  }
-
-  block(index: number): number {
-    return this.table[index] ?? -1;
-  }
-
-  /** Cache row of a position. */
-  slot(position: number): number {
-    const block = this.block(Math.floor(position / blockTokens));
-    return block < 0 ? -1 : block * blockTokens + (position % blockTokens);
-  }
-
-  /** Makes room for positions below `tokens`. */
-  extend(tokens: number): void {
-    while (this.table.length < blocksFor(tokens)) this.table.push(this.group.pool.allocate());
-  }
-
-  /** Frees the blocks that no query at `nextPosition` or later can read. */
-  trim(nextPosition: number): void {
-    if (this.group.kind === 'full') return;
-    const { sinkBlocks } = this.group.range;
-    const end = Math.min(this.group.firstLocalBlock(nextPosition), this.table.length);
-    for (let index = Math.max(this.trimmed, sinkBlocks); index < end; index++) {
-      this.group.pool.release(this.block(index));
-      this.table[index] = -1;
-    }
-    this.trimmed = Math.max(this.trimmed, end);
-  }
-
-  release(): void {
-    for (const block of this.table) if (block >= 0) this.group.pool.release(block);
-    this.table.length = 0;
-    this.trimmed = 0;
   }
 }
 

@@ -10,8 +10,11 @@ import { makeStep, type RopeAngles, type StepTensors } from './step';
 
 /** One new token a sequence, in absorbed form, sampled, and nothing else wanted of it. */
 export function isPlainDecode(work: readonly StepWork[], limits: BatchLimits): boolean {
-  const plain = ({ count, sample, score = [] }: StepWork) =>
-    count === 1 && score.length === 0 && sample?.seen === undefined && sample?.alternatives === 0;
+  const plain = ({ count, sample, siblings = [], score = [] }: StepWork) =>
+    count === 1 &&
+    siblings.length + score.length === 0 &&
+    sample?.seen === undefined &&
+    sample?.alternatives === 0;
   return limits.expandedMinTokens > 1 && work.every(plain);
 }
 

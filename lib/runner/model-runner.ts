@@ -1,5 +1,8 @@
 import { LozaError } from '../errors';
+import type { Sequence } from '../engine/sequence';
 import type { LayerGroup } from '../kv/layer-group';
+import type { PrefixCache } from '../kv/prefix-cache';
+import type { CopyBlock } from '../kv/sequence-blocks';
 import type { Model } from '../model/model';
 import type { Ops, SampleResult } from '../native/ops';
 import type { Tensor } from '../native/tensor';
@@ -18,12 +21,15 @@ import { uploadStep, type RopeAngles } from './step';
 export interface StepWork extends BatchItem {
   /** Choose the token that follows the last new one. */
   sample?: SamplingRow;
+  /** Choose more, from the same logits: where sequences are about to part. */
+  siblings?: readonly SamplingRow[];
   /** Read the logits of these of the new tokens, counted from the first. */
   score?: readonly number[];
 }
 
 export interface StepOutput {
   sampled?: SampledToken;
+  siblings?: SampledToken[];
   /** [score.length, vocabulary] */
   logits?: Float32Array;
 }
@@ -50,6 +56,8 @@ export class ModelRunner {
     private readonly vocabSize: number,
     /** undefined: decode steps run eagerly. */
     private readonly graphs: DecodeGraphs | undefined,
+    /** undefined: nothing is kept of sequences that have ended. */
+    readonly prefixCache?: PrefixCache,
   ) {}
 
   /**
@@ -60,7 +68,7 @@ export class ModelRunner {
    * on with the token that is chosen there, which the host need not have seen.
    */
   start(work: readonly StepWork[], after?: StepInFlight): StepInFlight {
-    for (const { sequence, count } of work) sequence.extend(count);
+    for (const { sequence, count } of work) this.extend(sequence, count);
     const { graphs } = this;
     const canBeFollowed = graphs !== undefined && isPlainDecode(work, this.limits);
     if (after !== undefined && !(after.canBeFollowed && canBeFollowed)) {
@@ -71,15 +79,24 @@ export class ModelRunner {
         ? graphs.start(work, after !== undefined)
         : this.startEagerly(planBatch(work, this.groups, this.limits), work),
     );
-    for (const { sequence, count } of work) sequence.advance(count);
-    return { outputs, canBeFollowed };
+    const landings = work.map(({ sequence, count }) => sequence.advance(count));
+    return { outputs: afterwards(outputs, landings), canBeFollowed };
   }
+
+  /** Makes room for the next `count` tokens of a sequence, as `start` does for all of a step. */
+  extend(sequence: Sequence, count: number): void {
+    sequence.extend(count, this.copyBlock);
+  }
+
+  private readonly copyBlock: CopyBlock = (group, from, to) => group.copyBlock(this.ops, from, to);
 
   private async startEagerly(batch: Batch, work: readonly StepWork[]): Promise<StepOutput[]> {
     const [sampled, scored] = await this.enqueue(batch, work);
     return work.map((_, i) => {
       const output: StepOutput = {};
-      if (sampled[i] !== undefined) output.sampled = sampled[i];
+      const [first, ...siblings] = sampled[i] ?? [];
+      if (first !== undefined) output.sampled = first;
+      if (siblings.length > 0) output.siblings = siblings;
       if (scored[i] !== undefined) output.logits = scored[i];
       return output;
     });
@@ -97,10 +114,12 @@ export class ModelRunner {
     hidden: Tensor,
     batch: Batch,
     work: readonly StepWork[],
-  ): Promise<(SampledToken | undefined)[]> {
-    const chosen = work.flatMap(({ sample, count }, i) =>
-      sample === undefined ? [] : { index: i, row: (batch.firstRows[i] ?? 0) + count - 1, sample },
-    );
+  ): Promise<SampledToken[][]> {
+    const chosen = work.flatMap(({ sample, siblings = [], count }, i) => {
+      const row = (batch.firstRows[i] ?? 0) + count - 1;
+      const samples = sample === undefined ? [] : [sample, ...siblings];
+      return samples.map((one) => ({ index: i, row, sample: one }));
+    });
     if (chosen.length === 0) return [];
     const settings = chosen.map(({ sample }) => sample);
     const alternatives = Math.max(...settings.map((row) => row.alternatives));
@@ -116,10 +135,11 @@ export class ModelRunner {
       alternatives,
     );
     const tokens = await this.readSamples(result, alternatives);
-    const byItem = new Array<SampledToken | undefined>(work.length).fill(undefined);
+    const byItem: SampledToken[][] = work.map(() => []);
     chosen.forEach(({ index, sample }, i) => {
       const token = tokens[i] as SampledToken;
-      byItem[index] = { ...token, alternatives: token.alternatives.slice(0, sample.alternatives) };
+      const alternatives = token.alternatives.slice(0, sample.alternatives);
+      byItem[index]?.push({ ...token, alternatives });
     });
     return byItem;
   }
@@ -185,6 +205,13 @@ export class ModelRunner {
     rows.forEach((row, i) => row.seen && masks.set(row.seen, i * words));
     return this.ops.upload(masks, rows.length, words);
   }
+}
+
+/** What the sequences learn of a step that has succeeded, before anyone else does. */
+async function afterwards<T>(outputs: Promise<T>, landings: readonly (() => void)[]): Promise<T> {
+  const results = await outputs;
+  for (const land of landings) land();
+  return results;
 }
 
 function concatenate(parts: readonly Float32Array[]): Float32Array {

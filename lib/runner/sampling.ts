@@ -8,12 +8,16 @@ export interface GenerateProgress {
   readonly done: number;
   /** Tokens of this phase at most: the prompt's, or `maxNewTokens`. */
   readonly total: number;
+  /** Milliseconds until the first new token, estimated; only in `prefill`, from the third chunk on. */
+  readonly leftMs?: number;
 }
 
 /** How to continue a prompt. Every option may be left out. */
 export interface GenerateOptions {
   /** Most tokens to generate (default 256). */
   maxNewTokens?: number | undefined;
+  /** Samples of the same prompt, which is read once (default 1, at most 64); sample i uses the seed + i. */
+  n?: number | undefined;
   /** 0 picks the most likely token; higher is more varied, up to 100. Default: the checkpoint's, or 0. */
   temperature?: number | undefined;
   /** Sample from this many most likely tokens; 0 for all. Default: the checkpoint's, or 0. */
@@ -41,6 +45,7 @@ export interface GenerateOptions {
 /** `GenerateOptions` with every default filled in and every value checked. */
 export interface SamplingParams {
   readonly maxNewTokens: number;
+  readonly n: number;
   /** 0 means greedy: the other sampling values, but for the repetition penalty, play no part. */
   readonly temperature: number;
   readonly topK: number;
@@ -68,11 +73,13 @@ export interface GenerationDefaults {
 }
 
 const defaultMaxNewTokens = 256;
+const maxSamples = 64;
 const maxStopStrings = 16;
 const maxAlternatives = 20;
 
 const optionNames: readonly (keyof GenerateOptions)[] = [
   'maxNewTokens',
+  'n',
   'temperature',
   'topK',
   'topP',
@@ -99,6 +106,7 @@ export function normalizeGenerateOptions(
   const temperature = from.number('temperature', 0, 100) ?? defaults.temperature;
   return {
     maxNewTokens: from.integer('maxNewTokens', 1) ?? defaultMaxNewTokens,
+    n: readSamples(from),
     temperature,
     ...readFilters(from, defaults),
     minP: from.number('minP', 0, 1) ?? 0,
@@ -145,6 +153,12 @@ function readFilters(from: Source, defaults: GenerationDefaults): { topK: number
     topK: from.integer('topK', 0) ?? defaults.topK,
     topP: from.fraction('topP') ?? defaults.topP,
   };
+}
+
+function readSamples(from: Source): number {
+  const n = from.integer('n', 1) ?? 1;
+  if (n > maxSamples) throw from.error('n', `an integer in [1, ${maxSamples}]`, n);
+  return n;
 }
 
 function readStop(from: Source): readonly string[] {

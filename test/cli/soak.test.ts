@@ -25,6 +25,14 @@ describeCli('loza soak', () => {
     expect(stdout).not.toContain('aborted generation');
   });
 
+  test('mixed work: requests of every kind, and no block that stays', async () => {
+    const { cycles } = await lozaJson<{ cycles: SoakReport[] }>([...flags, '--minutes', '0.03']);
+    expect(cycles).toEqual([expect.objectContaining({ cycle: 'mixed work' })]);
+    expect(cycles[0]?.cycles).toBeGreaterThan(12);
+    expect(cycles[0]?.tokens).toBeGreaterThan(1000);
+    expect(cycles[0]?.host).toHaveLength(10);
+  });
+
   test('a folder that is no checkpoint is an error', async () => {
     await expectFailure(['soak', '/nowhere'], /\/nowhere/);
   });

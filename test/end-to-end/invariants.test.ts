@@ -15,7 +15,9 @@ async function withModel<T>(
   options: LoadOptions,
   use: (model: LanguageModel) => Promise<T>,
 ): Promise<T> {
-  const model = await LanguageModel.load(dir, { device: 'cpu', ...options });
+  // Whatever is compared here is computed.
+  const load = { device: 'cpu', prefixCache: false, ...options } as const;
+  const model = await LanguageModel.load(dir, load);
   try {
     return await use(model);
   } finally {

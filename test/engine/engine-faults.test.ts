@@ -34,7 +34,7 @@ describe('cancel', () => {
     [
       'while its prompt is read',
       async (job, _, cancel) => {
-        await until(() => (job.sequence?.computed ?? 0) > 100);
+        await until(() => (job.seen?.computed ?? 0) > 100);
         expect(job.tokens.length).toBe(0);
         cancel();
       },
@@ -42,7 +42,7 @@ describe('cancel', () => {
     [
       'during a step',
       async (job, runner, cancel) => {
-        await until(() => job.sequence !== undefined);
+        await until(() => job.seen !== undefined);
         let done = false;
         runner.during = () => {
           cancel();
@@ -91,14 +91,14 @@ describe('cancel', () => {
       stepsAtCancel = runner.steps.length;
     });
     runner.during = () => {
-      const mine = engine.sequences.some((sequence) => sequence === job.sequence);
+      const mine = engine.sequences.some((sequence) => sequence === job.seen);
       if (runner.steps.length > stepsAtCancel) expect(mine).toBe(false);
     };
     await Promise.all(others.map((other) => other.settled));
     expectWhole(others);
     await idle(engine, runner);
     const later = runner.steps.slice(stepsAtCancel).flat();
-    expect(later.some(({ sequence }) => sequence === job.sequence)).toBe(false);
+    expect(later.some(({ sequence }) => sequence === job.seen)).toBe(false);
     expect(job.errors).toEqual([]); // whoever cancels knows already
     expect(job.tokens.length).toBeLessThan(job.count);
   });
@@ -122,7 +122,7 @@ describe('cancel', () => {
     const [large, next] = [new TestJob(500, 10), new TestJob(480, 5, 2)];
     submitAll(engine, [large, next]);
     await until(() => large.tokens.length > 2);
-    expect(next.sequence).toBeUndefined();
+    expect(next.seen).toBeUndefined();
     engine.cancel(large);
     await next.settled;
     expectWhole([next]);

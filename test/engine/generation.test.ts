@@ -43,7 +43,7 @@ class FakeWork {
       this.part(i);
     }
     await turn();
-    this.listener.onDone(result);
+    this.listener.onDone([result]);
   }
 }
 
@@ -137,7 +137,7 @@ test.each(uses)('%s: an abort while it runs cancels the work once', async (_, us
   expect(work.cancels).toBe(1);
   await expect(used).rejects.toMatchObject({ code: 'ERR_LOZA_ABORTED', cause: 'enough' });
   work.part(1); // what is still on its way is ignored, or at least harmless
-  work.listener.onDone(result);
+  work.listener.onDone([result]);
   await expect(generation.result()).rejects.toMatchObject({ code: 'ERR_LOZA_ABORTED' });
   expect(work.cancels).toBe(1);
 });
@@ -176,7 +176,7 @@ test('no listener stays on the signal, however it ends', async () => {
   const added = jest.spyOn(signal, 'addEventListener');
   const removed = jest.spyOn(signal, 'removeEventListener');
   const ends: ((listener: Listener) => void)[] = [
-    ({ onDone }) => onDone(result),
+    ({ onDone }) => onDone([result]),
     ({ onError }) => onError(failure),
   ];
   for (const end of ends) {

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
-import { blocksFor, groupRange, LayerGroup, SequenceBlocks } from '../../lib/kv/layer-group';
+import { blocksFor, groupRange, LayerGroup } from '../../lib/kv/layer-group';
 import type { LayerGroupKind } from '../../lib/kv/layer-group';
+import { SequenceBlocks } from '../../lib/kv/sequence-blocks';
 import type { Device } from '../../lib/native/device';
 import type { DType } from '../../lib/native/tensor';
 import { expectLozaError } from '../support/errors';

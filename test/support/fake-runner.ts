@@ -1,7 +1,9 @@
 import { Engine } from '../../lib/engine/engine';
 import type { Job } from '../../lib/engine/job';
+import type { SchedulerLimits } from '../../lib/engine/scheduler';
 import type { Sequence } from '../../lib/engine/sequence';
 import { groupRange, LayerGroup } from '../../lib/kv/layer-group';
+import { PrefixCache } from '../../lib/kv/prefix-cache';
 import type { Device } from '../../lib/native/device';
 import type {
   ModelRunner,
@@ -16,10 +18,13 @@ const pattern = { sinkBlocks: 1, localBlocks: 2 };
 
 /** The deterministic model: the next token is a hash of all tokens so far. */
 export function nextToken(tokens: Iterable<number>): number {
-  let hash = 0x811c9dc5;
-  for (const token of tokens) hash = Math.imul(hash ^ token, 0x01000193) >>> 0;
-  return hash % 50_000;
+  let hash = emptyHash;
+  for (const token of tokens) hash = hashOn(hash, token);
+  return tokenOf(hash);
 }
+const emptyHash = 0x811c9dc5 | 0;
+const hashOn = (hash: number, token: number) => Math.imul(hash ^ token, 0x01000193);
+const tokenOf = (hash: number) => (hash >>> 1) % 50_000;
 
 /** Reads tokens from what was stored in the cache, as attention does: a lost block changes tokens. */
 export class FakeRunner {
@@ -30,9 +35,12 @@ export class FakeRunner {
   /** Whether a step can be enqueued behind one whose tokens were not read yet. */
   followed = true;
   private tail: Promise<unknown> = Promise.resolve();
+  private readonly copies: [LayerGroup, number, number][] = []; // before the next step
   private readonly caches: Map<LayerGroup, Int32Array>;
 
-  constructor(fullBlocks: number, streamingBlocks = fullBlocks) {
+  readonly prefixCache: PrefixCache | undefined;
+
+  constructor(fullBlocks: number, streamingBlocks = fullBlocks, cached = false) {
     this.groups = [
       new LayerGroup(device, 'full', groupRange('full', pattern), [0], fullBlocks, 8, 'f32'),
       new LayerGroup(
@@ -45,6 +53,7 @@ export class FakeRunner {
         'f32',
       ),
     ];
+    this.prefixCache = cached ? new PrefixCache(this.groups) : undefined;
     const cacheOf = ({ pool }: LayerGroup) => new Int32Array(pool.capacity * 128).fill(-1);
     this.caches = new Map(this.groups.map((group) => [group, cacheOf(group)]));
   }
@@ -52,23 +61,46 @@ export class FakeRunner {
   /** Steps run one after another, as a stream runs them, on what was known when they were enqueued. */
   start(work: readonly StepWork[], after?: StepInFlight): StepInFlight {
     this.steps.push(work.map(({ sequence, count }) => ({ sequence, count })));
-    for (const { sequence, count } of work) sequence.extend(count);
+    for (const { sequence, count } of work) this.extend(sequence, count);
+    const copies = this.copies.splice(0);
     const items = work.map((one) => this.place(one));
-    for (const { sequence, count } of work) sequence.advance(count);
+    const landings = work.map(({ sequence, count }) => sequence.advance(count));
     const outputs = this.enqueue(async () => {
       await this.during(work);
+      for (const copy of copies) this.copyBlock(...copy);
       if (after !== undefined) {
         const before = await after.outputs;
         items.forEach((item, i) => (item.tokens = [before[i]!.sampled!.token]));
       }
-      return items.map((item) => this.compute(item));
+      const results = items.map((item) => this.compute(item));
+      for (const land of landings) land();
+      return results;
     });
     const decodes = work.every(({ count, sample }) => count === 1 && sample !== undefined);
     return { outputs, canBeFollowed: this.followed && decodes };
   }
 
+  /** A whole step at once. */
+  run(work: readonly StepWork[]): StepOutput[] {
+    for (const { sequence, count } of work) this.extend(sequence, count);
+    for (const copy of this.copies.splice(0)) this.copyBlock(...copy);
+    const items = work.map((one) => this.place(one));
+    const landings = work.map(({ sequence, count }) => sequence.advance(count));
+    const outputs = items.map((item) => this.compute(item));
+    for (const land of landings) land();
+    return outputs;
+  }
+
+  extend(sequence: Sequence, count: number): void {
+    sequence.extend(count, (...copy) => this.copies.push(copy));
+  }
+
   get blocksInUse(): number {
     return this.groups.reduce((sum, { pool }) => sum + pool.inUse, 0);
+  }
+
+  private copyBlock(group: LayerGroup, from: number, to: number): void {
+    this.caches.get(group)!.copyWithin(to * 128, from * 128, (from + 1) * 128);
   }
 
   private enqueue<T>(body: () => Promise<T>): Promise<T> {
@@ -80,33 +112,37 @@ export class FakeRunner {
     return result;
   }
 
-  /** The tokens of a step, and the cache rows of all positions up to them. */
+  /** The tokens of a step, and the blocks of all positions up to them. */
   private place({ sequence, count, sample, score }: StepWork): Item {
     const from = sequence.computed;
-    const [full, streaming] = this.groups.map((group) => {
+    const tables = this.groups.map((group) => {
       const blocks = sequence.blocksOf(group);
-      return Array.from({ length: from + count }, (_, position) => blocks.slot(position));
+      return Int32Array.from({ length: Math.ceil((from + count) / 128) }, (_, i) =>
+        blocks.block(i),
+      );
     });
     const tokens = sequence.tokens.slice(from, from + count);
-    return { from, tokens, full: full!, streaming: streaming!, sample, score };
+    return { from, tokens, tables, sample, score };
   }
 
-  private compute({ from, tokens, full, streaming, sample, score }: Item): StepOutput {
-    const [fullCache, streamingCache] = this.groups.map((group) => this.caches.get(group)!);
+  private compute({ from, tokens, tables, sample, score }: Item): StepOutput {
+    const caches = this.groups.map((group) => this.caches.get(group)!);
+    const slot = (group: number, position: number) =>
+      tables[group]![position >> 7]! * 128 + (position & 127);
     tokens.forEach((token, i) => {
-      fullCache![full[from + i]!] = token;
-      streamingCache![streaming[from + i]!] = token;
+      caches.forEach((cache, group) => (cache[slot(group, from + i)] = token));
     });
     const output: StepOutput = {};
     if (sample) {
-      const all = full.map((slot) => fullCache![slot]!);
-      const first = Math.floor((all.length - 1) / 128) - pattern.localBlocks + 1;
-      all.forEach((token, p) => {
-        const block = Math.floor(p / 128);
-        const visible = block < pattern.sinkBlocks || block >= first;
-        if (visible && streamingCache![streaming[p]!] !== token)
+      const all = new Int32Array(from + tokens.length);
+      const first = ((all.length - 1) >> 7) - pattern.localBlocks + 1;
+      for (let p = 0; p < all.length; p++) {
+        const token = (all[p] = caches[0]![slot(0, p)]!);
+        const visible = p >> 7 < pattern.sinkBlocks || p >> 7 >= first;
+        if (visible && caches[1]![slot(1, p)] !== token) {
           throw new Error(`key ${p} was overwritten`);
-      });
+        }
+      }
       output.sampled = { token: nextToken(all), logprob: 0, alternatives: [] };
     }
     if (score && score.length > 0) output.logits = Float32Array.from(score, (i) => from + i);
@@ -117,8 +153,8 @@ export class FakeRunner {
 interface Item {
   from: number;
   tokens: number[];
-  full: number[];
-  streaming: number[];
+  /** Of each group: block ids by index. */
+  tables: Int32Array[];
   sample: StepWork['sample'];
   score: StepWork['score'];
 }
@@ -129,7 +165,8 @@ export class TestJob implements Job {
   readonly maxTokens: number;
   readonly tokens: number[] = [];
   readonly errors: unknown[] = [];
-  sequence: Sequence | undefined;
+  /** What it was planned with. */
+  seen: Sequence | undefined;
   /** Runs at every output; may throw. */
   onReceive: () => void = () => undefined;
   private settle!: () => void;
@@ -145,7 +182,7 @@ export class TestJob implements Job {
   }
 
   plan(sequence: Sequence, count: number): Omit<StepWork, 'sequence' | 'count'> {
-    this.sequence = sequence;
+    this.seen = sequence;
     const last = sequence.computed + count >= sequence.tokens.length;
     return last ? { sample: {} as NonNullable<StepWork['sample']> } : {};
   }
@@ -167,16 +204,21 @@ export class TestJob implements Job {
 
   /** What it generates on its own. */
   get expected(): number[] {
-    const all = Array.from(this.prompt);
-    for (let i = 0; i < this.count; i++) all.push(nextToken(all));
-    return all.slice(this.prompt.length);
+    let hash = this.prompt.reduce(hashOn, emptyHash);
+    return Array.from({ length: this.count }, () => {
+      const token = tokenOf(hash);
+      hash = hashOn(hash, token);
+      return token;
+    });
   }
 }
 
-export const limits = { chunkTokens: 64, maxSequences: 8 };
+export const limits = { stepTokens: 64, chunkTokens: 64, maxSequences: 8 };
 
-export function makeEngine(runner: FakeRunner, overrides: Partial<typeof limits> = {}): Engine {
-  return new Engine(runner as unknown as ModelRunner, { ...limits, ...overrides });
+export function makeEngine(runner: FakeRunner, overrides: Partial<SchedulerLimits> = {}): Engine {
+  const { stepTokens = overrides.chunkTokens } = overrides;
+  const given = stepTokens === undefined ? overrides : { ...overrides, stepTokens };
+  return new Engine(runner as unknown as ModelRunner, { ...limits, ...given });
 }
 
 export function submitAll(engine: Engine, jobs: readonly Job[]): void {
