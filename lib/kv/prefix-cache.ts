@@ -1,32 +1,13 @@
 import type { CachedContents } from './block-pool';
 import { blockTokens, type LayerGroup } from './layer-group';
+import { Prefix } from './prefix';
 
 /** Blocks between two checkpoints of a streaming group's window: one in 4,096 tokens. */
 export const checkpointBlocks = 4096 / blockTokens;
 
-/** A prefix of whole blocks, and the KV blocks that hold its last 128 tokens. */
-export class Prefix {
-  readonly children = new Map<string, Prefix>();
-  /** Whoever goes on from here; it stays findable for them. */
-  pins = 0;
-  /** Block ids by group, -1 where the cache holds none. */
-  readonly blocks: number[];
-  /** Streaming blocks are part of a checkpoint: kept when the window of a sequence leaves them. */
-  kept = false;
-
-  constructor(
-    readonly parent: Prefix | undefined,
-    /** Its last 128 tokens. */
-    readonly key: string,
-    groups: number,
-  ) {
-    this.blocks = new Array<number>(groups).fill(-1);
-  }
-}
-
 /** What the cache holds of some tokens. */
 export interface Match {
-  /** The prefixes of one, two, ... blocks that can be gone on from, in every group. */
+  /** The prefixes of one, two, ... blocks, up to the longest from which every group can go on. */
   path: readonly Prefix[];
   /** Blocks of the longest prefix that the full group holds. */
   seen: number;
@@ -41,43 +22,27 @@ export class PrefixCache {
   readonly root: Prefix;
 
   constructor(readonly groups: readonly LayerGroup[]) {
-    this.root = new Prefix(undefined, '', groups.length);
+    this.root = Prefix.root(groups.length);
   }
 
   /** The longest prefix of at most `most` blocks from which a sequence can go on. */
   match(tokens: readonly number[], most: number): Match {
     const path: Prefix[] = [];
-    const runs = this.groups.map(() => 0); // blocks in a row that end here
+    const scans = this.groups.map((group) => new Scan(group));
     let usable = 0;
     for (let at = this.root; path.length < most; path.push(at)) {
-      const next = at.children.get(keyOf(tokens, path.length));
+      const next = at.child(tokens, path.length);
       if (next === undefined || !this.holdsFull(next)) break;
       at = next;
-      const depth = path.length + 1;
-      this.groups.forEach((_, g) => (runs[g] = next.blocks[g]! < 0 ? 0 : runs[g]! + 1));
-      const isUsable = ({ kind, range }: LayerGroup, g: number) => {
-        if (kind === 'full') return true;
-        const { sinkBlocks, localBlocks } = range;
-        const sinks = [...path.slice(0, sinkBlocks), next].slice(0, sinkBlocks);
-        return (
-          sinks.every((sink) => sink.blocks[g]! >= 0) &&
-          runs[g]! >= Math.min(localBlocks - 1, depth - sinks.length)
-        );
-      };
-      if (this.groups.every(isUsable)) usable = depth;
+      const goOn = scans.filter((scan, g) => scan.add(next.blocks[g]! >= 0));
+      if (goOn.length === scans.length) usable = path.length + 1;
     }
     return { path: path.slice(0, usable), seen: path.length };
   }
 
   /** The prefix that is longer by block `index` of the tokens; it is there from now on. */
   longer(prefix: Prefix, tokens: readonly number[], index: number): Prefix {
-    const key = keyOf(tokens, index);
-    let child = prefix.children.get(key);
-    if (child === undefined) {
-      child = new Prefix(prefix, key, this.groups.length);
-      prefix.children.set(key, child);
-    }
-    return child;
+    return prefix.child(tokens, index) ?? prefix.addChild(tokens, index);
   }
 
   /** A held block has the contents of a prefix's last tokens; the first one that has them is cached. */
@@ -97,19 +62,32 @@ export class PrefixCache {
     this.prune(prefix);
   }
 
-  /** Forgets prefixes that nothing is left of. */
+  /** Forgets a prefix that nothing is left of, and those that only led to it. */
   prune(prefix: Prefix): void {
-    for (let at = prefix; ;) {
-      const { parent, key, pins, blocks, children } = at;
-      const isEmpty = pins === 0 && children.size === 0 && blocks.every((block) => block < 0);
-      if (parent === undefined || !isEmpty) return;
-      parent.children.delete(key);
-      at = parent;
-    }
+    for (let at = prefix; at.parent !== undefined && at.isSpare; at = at.parent) at.remove();
   }
 
   private holdsFull({ blocks }: Prefix): boolean {
     return this.groups.every(({ kind }, g) => kind !== 'full' || blocks[g]! >= 0);
+  }
+}
+
+/** Whether a group's queries can go on behind each prefix of a growing path. */
+class Scan {
+  private depth = 0;
+  private sinks = 0; // blocks held at the start
+  private run = 0; // blocks held in a row at the end
+
+  constructor(private readonly group: LayerGroup) {}
+
+  /** The path is longer by a block, which the cache holds or not. */
+  add(isHeld: boolean): boolean {
+    const { kind, range } = this.group;
+    this.run = isHeld ? this.run + 1 : 0;
+    if (this.sinks === this.depth++ && isHeld) this.sinks++;
+    if (kind === 'full') return true;
+    const sinks = Math.min(range.sinkBlocks, this.depth);
+    return this.sinks >= sinks && this.run >= Math.min(range.localBlocks - 1, this.depth - sinks);
   }
 }
 
@@ -128,12 +106,11 @@ class PrefixBlock implements CachedContents {
   /** In full groups leaves first: a longer prefix is of no use without this one. */
   victim(): number {
     const { group } = this;
-    const { pool, kind } = this.cache.groups[group] as LayerGroup;
+    const { pool, kind } = this.cache.groups[group]!;
     if (kind === 'streaming') return this.prefix.blocks[group]!;
     const isIdle = ({ blocks }: Prefix) => blocks[group]! >= 0 && !pool.isHeld(blocks[group]!);
     let leaf = this.prefix;
-    for (let next: Prefix | undefined = leaf; next; next = [...leaf.children.values()].find(isIdle))
-      leaf = next;
+    for (let next: Prefix | undefined = leaf; next; next = leaf.findChild(isIdle)) leaf = next;
     return leaf.blocks[group]!;
   }
 
@@ -146,15 +123,4 @@ class PrefixBlock implements CachedContents {
     }
     cache.prune(prefix);
   }
-}
-
-function keyOf(tokens: readonly number[], block: number): string {
-  const from = block * blockTokens;
-  const units = new Uint16Array(2 * blockTokens);
-  for (let i = 0; i < blockTokens; i++) {
-    const token = tokens[from + i]!;
-    units[2 * i] = token;
-    units[2 * i + 1] = token >>> 16;
-  }
-  return String.fromCharCode(...units);
 }

@@ -1,6 +1,7 @@
 import { LozaError } from '../errors';
 import { blocksFor, blockTokens, type LayerGroup } from './layer-group';
-import type { Prefix, PrefixCache } from './prefix-cache';
+import type { Prefix } from './prefix';
+import type { PrefixCache } from './prefix-cache';
 
 /** Enqueues a copy of the contents of one block of a group into another. */
 export type CopyBlock = (group: LayerGroup, from: number, to: number) => void;

@@ -41,7 +41,7 @@ class Memory {
     if (!cached) this.cache = undefined as unknown as PrefixCache;
   }
 
-  add(tokens: Iterable<number>): Sequence {
+  add(tokens: readonly number[]): Sequence {
     const sequence = new Sequence(tokens, this.groups, this.cache);
     this.sequences.push(sequence);
     return sequence;
@@ -310,8 +310,10 @@ test('nothing is left of prefixes whose blocks are gone', () => {
     memory.check();
     memory.remove(one);
   }
-  const sizeOf = (prefix: { children: Map<string, object> }): number =>
-    [...prefix.children.values()].reduce((sum, one) => sum + sizeOf(one as typeof prefix), 1);
+  const sizeOf = (prefix: unknown): number => {
+    const { children } = prefix as { children: Map<number, unknown[]> };
+    return [...children.values()].flat().reduce<number>((sum, one) => sum + sizeOf(one), 1);
+  };
   expect(sizeOf(memory.cache.root)).toBeLessThanOrEqual(1 + 30);
 });
 

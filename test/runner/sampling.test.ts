@@ -23,6 +23,7 @@ describe('options', () => {
     expect(Number.isSafeInteger(seed) && seed >= 0).toBe(true);
     expect(rest).toEqual({
       maxNewTokens: 256,
+      n: 1,
       temperature: 0,
       topK: 0,
       topP: 1,
