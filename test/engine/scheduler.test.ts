@@ -354,7 +354,7 @@ test('random workloads: the tokens of each job alone, nothing leaks, nobody star
       steps += simulation.steps;
       preemptions += simulation.scheduler.preemptions;
     }),
-    { numRuns: 15 },
+    { numRuns: 10 },
   );
   expect(steps).toBeGreaterThan(5000);
   expect(preemptions).toBeGreaterThan(2);
