@@ -7,6 +7,7 @@ export type LozaErrorCode =
   | 'ERR_LOZA_CONFIG' // config.json has a missing, malformed or inconsistent value
   | 'ERR_LOZA_TOKENIZER' // tokenizer files are malformed, or text cannot be encoded
   | 'ERR_LOZA_CHAT_TEMPLATE' // the chat template is missing or fails
+  | 'ERR_LOZA_DATA' // a file of training data is malformed, or holds nothing to learn from
   | 'ERR_LOZA_UNSUPPORTED' // valid, but outside what this build can do
   | 'ERR_LOZA_ADDON_NOT_FOUND' // the compiled addon is missing or cannot be loaded
   | 'ERR_LOZA_DEVICE_UNAVAILABLE' // the asked device cannot be used
