@@ -37,25 +37,41 @@ export type NativeGraph = object;
 /** The operations, in the argument order of their params structs in native/ops. */
 export type NativeOperation =
   | 'AbsorbQuery'
+  | 'Adamw'
   | 'AttentionDecode'
   | 'AttentionPrefill'
+  | 'Blend'
   | 'Cast'
+  | 'ClipFactor'
   | 'Clock'
   | 'Combine'
+  | 'CombineGradient'
+  | 'CrossEntropy'
+  | 'Dot'
   | 'ExpertPlan'
   | 'Fill'
   | 'FillRandom'
   | 'GatherRows'
+  | 'GatherRowsGradient'
   | 'GroupedLinear'
+  | 'GroupedLinearInputGradient'
+  | 'GroupedLinearWeightGradient'
   | 'HeadLinear'
   | 'LatentStore'
   | 'Linear'
+  | 'LinearInputGradient'
+  | 'LinearWeightGradient'
   | 'RmsNorm'
+  | 'RmsNormGradient'
   | 'Rope'
   | 'RopeTable'
   | 'Route'
+  | 'RouteGradient'
   | 'Sample'
-  | 'Swiglu';
+  | 'SquaredDifference'
+  | 'SumSlots'
+  | 'Swiglu'
+  | 'SwigluGradient';
 
 export type NativeStream = {
   write(to: TensorHandle, from: TypedArray): void;

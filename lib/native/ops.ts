@@ -69,25 +69,41 @@ export type Observer = (operation: NativeOperation, args: readonly Argument[]) =
 
 const operations: readonly NativeOperation[] = [
   'AbsorbQuery',
+  'Adamw',
   'AttentionDecode',
   'AttentionPrefill',
+  'Blend',
   'Cast',
+  'ClipFactor',
   'Clock',
   'Combine',
+  'CombineGradient',
+  'CrossEntropy',
+  'Dot',
   'ExpertPlan',
   'Fill',
   'FillRandom',
   'GatherRows',
+  'GatherRowsGradient',
   'GroupedLinear',
+  'GroupedLinearInputGradient',
+  'GroupedLinearWeightGradient',
   'HeadLinear',
   'LatentStore',
   'Linear',
+  'LinearInputGradient',
+  'LinearWeightGradient',
   'RmsNorm',
+  'RmsNormGradient',
   'Rope',
   'RopeTable',
   'Route',
+  'RouteGradient',
   'Sample',
+  'SquaredDifference',
+  'SumSlots',
   'Swiglu',
+  'SwigluGradient',
 ];
 
 /**
@@ -123,6 +139,11 @@ export class Ops {
     } finally {
       this.run = run;
     }
+  }
+
+  /** Enqueues an operation by its native name: for classes beside this one, such as GradientOps. */
+  enqueue(operation: NativeOperation, ...args: Arguments): void {
+    this.run[operation](...args);
   }
 
   float(...shape: number[]): Tensor {
