@@ -37,6 +37,7 @@ export type NativeGraph = object;
 /** The operations, in the argument order of their params structs in native/ops. */
 export type NativeOperation =
   | 'AbsorbQuery'
+  | 'AttentionBackward'
   | 'AttentionDecode'
   | 'AttentionPrefill'
   | 'Cast'
@@ -50,6 +51,8 @@ export type NativeOperation =
   | 'HeadLinear'
   | 'LatentStore'
   | 'Linear'
+  | 'MixAttention'
+  | 'MixAttentionBackward'
   | 'RmsNorm'
   | 'Rope'
   | 'RopeTable'

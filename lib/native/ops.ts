@@ -69,6 +69,7 @@ export type Observer = (operation: NativeOperation, args: readonly Argument[]) =
 
 const operations: readonly NativeOperation[] = [
   'AbsorbQuery',
+  'AttentionBackward',
   'AttentionDecode',
   'AttentionPrefill',
   'Cast',
@@ -82,6 +83,8 @@ const operations: readonly NativeOperation[] = [
   'HeadLinear',
   'LatentStore',
   'Linear',
+  'MixAttention',
+  'MixAttentionBackward',
   'RmsNorm',
   'Rope',
   'RopeTable',
@@ -123,6 +126,11 @@ export class Ops {
     } finally {
       this.run = run;
     }
+  }
+
+  /** Enqueues an operation by its native name: for classes beside this one, such as GradientOps. */
+  enqueue(operation: NativeOperation, ...args: Arguments): void {
+    this.run[operation](...args);
   }
 
   float(...shape: number[]): Tensor {

@@ -6,6 +6,7 @@
 
 #include "ops/absorb_query/absorb_query.h"
 #include "ops/attention/attention.h"
+#include "ops/attention_backward/attention_backward.h"
 #include "ops/cast/cast.h"
 #include "ops/clock/clock.h"
 #include "ops/combine/combine.h"
@@ -17,6 +18,7 @@
 #include "ops/head_linear/head_linear.h"
 #include "ops/latent_store/latent_store.h"
 #include "ops/linear/linear.h"
+#include "ops/mix_attention/mix_attention.h"
 #include "ops/rms_norm/rms_norm.h"
 #include "ops/rope/rope.h"
 #include "ops/route/route.h"
@@ -26,6 +28,7 @@
 // The list of operations, one line each; a backend that lacks one does not link.
 #define LOZA_FOR_EACH_OP(X) \
   X(AbsorbQuery)            \
+  X(AttentionBackward)      \
   X(AttentionDecode)        \
   X(AttentionPrefill)       \
   X(Cast)                   \
@@ -39,6 +42,8 @@
   X(HeadLinear)             \
   X(LatentStore)            \
   X(Linear)                 \
+  X(MixAttention)           \
+  X(MixAttentionBackward)   \
   X(RmsNorm)                \
   X(Rope)                   \
   X(RopeTable)              \
