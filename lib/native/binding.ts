@@ -38,6 +38,7 @@ export type NativeGraph = object;
 export type NativeOperation =
   | 'AbsorbQuery'
   | 'Adamw'
+  | 'AttentionBackward'
   | 'AttentionDecode'
   | 'AttentionPrefill'
   | 'Blend'
@@ -61,6 +62,8 @@ export type NativeOperation =
   | 'Linear'
   | 'LinearInputGradient'
   | 'LinearWeightGradient'
+  | 'MixAttention'
+  | 'MixAttentionBackward'
   | 'RmsNorm'
   | 'RmsNormGradient'
   | 'Rope'
