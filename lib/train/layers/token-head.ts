@@ -20,6 +20,11 @@ export class TokenHead {
       : weights.matrix('lm_head.weight', vocabSize, hiddenSize);
   }
 
+  /** Of a hidden state. */
+  get width(): number {
+    return this.norm.width;
+  }
+
   /** The residual stream at its beginning, f32 [rows, hidden]. */
   embed({ ops, tokens }: Pass): Tensor {
     return ops.gatherFloatRows(this.embedding, tokens);

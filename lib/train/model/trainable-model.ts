@@ -27,33 +27,42 @@ export class TrainableModel {
     readonly layers: readonly TrainableLayer[],
   ) {}
 
-  /** The stream behind the last layer. `kept` gets a copy of it before each layer. */
-  forward(pass: Pass, kept?: Tensor[]): Tensor {
-    const x = this.head.embed(pass);
-    this.layers.forEach((_, index) => {
-      kept?.push(copyOf(pass.ops, x));
-      this.forwardLayer(pass, index, x);
+  /**
+   * The streams behind the last layer. Several passes go through a layer one after the other: a later
+   * one may use what an earlier one did there. `kept` gets copies of the streams before each layer.
+   */
+  forward(passes: readonly Pass[], kept?: Tensor[][]): Tensor[] {
+    const streams = passes.map((pass) => this.head.embed(pass));
+    for (const index of this.layers.keys()) {
+      kept?.push(streams.map((x, i) => copyOf((passes[i] as Pass).ops, x)));
+      this.forwardLayer(index, passes, streams);
+    }
+    return streams;
+  }
+
+  /** The streams, f32 [rows, hidden], are changed in place. */
+  forwardLayer(index: number, passes: readonly Pass[], streams: readonly Tensor[]): void {
+    const [first] = passes;
+    first?.ops.arena.scope(() => {
+      passes.forEach((pass, i) => this.layer(index).forward(pass, streams[i] as Tensor));
     });
-    return x;
   }
 
-  /** x is changed in place. */
-  forwardLayer(pass: Pass, index: number, x: Tensor): void {
-    pass.ops.arena.scope(() => this.layer(index).forward(pass, x));
-  }
-
-  /** d is the gradient of what `forward` gave; `kept` what it kept, which is used up. */
-  backward(pass: Pass, kept: readonly Tensor[], d: Tensor): void {
+  /**
+   * Differentiates the last of the passes. d, the gradient of its stream behind the last layer, and
+   * what was kept of all of them are used up.
+   */
+  backward(passes: readonly Pass[], kept: readonly Tensor[][], d: Tensor): void {
+    const pass = passes.at(-1) as Pass;
     for (let index = this.layers.length - 1; index >= 0; index--) {
-      pass.ops.arena.scope(() => this.backwardLayer(pass, index, kept[index] as Tensor, d));
+      const layer = this.layer(index);
+      pass.ops.arena.scope(() => {
+        const streams = kept[index] ?? [];
+        const records = passes.map((one, i) => layer.forward(one, streams[i] as Tensor));
+        layer.backward(pass, records.at(-1), d);
+      });
     }
     this.head.embedBackward(pass, d);
-  }
-
-  /** x is the stream before the layer, and is used up; d is changed in place. */
-  backwardLayer(pass: Pass, index: number, x: Tensor, d: Tensor): void {
-    const layer = this.layer(index);
-    layer.backward(pass, layer.forward(pass, x), d);
   }
 
   private layer(index: number): TrainableLayer {
