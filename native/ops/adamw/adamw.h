@@ -28,8 +28,8 @@ struct AdamwParams {
 // The norm of a gradient in pieces, and the factor that brings it down to `limit`:
 //   clip[0] = norm = sqrt(sum squares),   clip[1] = min(1, limit / norm), NaN if norm is not finite
 struct ClipFactorParams {
-  Tensor clip;     // f32 [2]
-  Tensor squares;  // f32 [pieces], from dot(piece, piece)
+  Tensor clip;      // f32 [2]
+  Tensor squares;   // f32 [pieces], from dot(piece, piece)
   float limit = 0;  // 0: no limit
 
   void check(DType act) const;

@@ -1,7 +1,7 @@
 #include "ops/head_linear/head_linear.h"
 
 #include "core/parallel.h"
-#include "cpu/gemm.h"
+#include "cpu/axpy.h"
 #include "ops/cpu_ops.h"
 
 namespace loza {
@@ -19,77 +19,7 @@ void HeadLinearParams::check(DType act) const {
 namespace cpu {
 namespace {
 
-constexpr int kStripVectors = 4;
-constexpr int64_t kStrip = kStripVectors * simd::kWidth;
-
-struct StripTag;
-
-// Some rows of one head whose weight is contiguous along n: the axpy form of gemm.h.
-struct AxpyTask {
-  const float* const* x;  // [rows], each k values
-  float* const* out;      // [rows], each pointing at column 0
-  int64_t rows, n_begin, n_end, k;
-  const void* weight;  // [k, n]
-  DType dtype;
-  int64_t weight_stride;  // between rows of k
-};
-
-template <int R, class T>
-LOZA_INLINE void strip_rows(const AxpyTask& task, const T* strip, int64_t stride, int64_t row,
-                            int64_t n) {
-  simd::f32x8 sums[R][kStripVectors] = {};
-  const float* x[R];
-  for (int r = 0; r < R; r++) x[r] = task.x[row + r];
-  gemm::axpy_tile(sums, x, strip, stride, task.k);
-  const int64_t columns = std::min(kStrip, task.n_end - n);
-  LOZA_UNROLL
-  for (int r = 0; r < R; r++)
-    std::memcpy(task.out[row + r] + n, sums[r], static_cast<size_t>(columns) * sizeof(float));
-}
-
-template <class T>
-LOZA_INLINE void strip_all_rows(const AxpyTask& task, const T* strip, int64_t stride, int64_t n) {
-  const int most = gemm::tile_rows();
-  for (int64_t row = 0, rows; row < task.rows; row += rows) {
-    rows = gemm::next_rows(task.rows - row, most);
-    LOZA_FOR_ROWS(rows, strip_rows, task, strip, stride, row, n)
-  }
-}
-
-// The strip in f32, [k][kStrip], zeros past n_end.
-template <class T>
-LOZA_INLINE void pack_strip(float* packed, const AxpyTask& task, const T* strip, int64_t n) {
-  const int64_t columns = std::min(kStrip, task.n_end - n);
-  for (int64_t k = 0; k < task.k; k++, strip += task.weight_stride, packed += kStrip) {
-    for (int64_t c = 0; c < kStrip; c += simd::kWidth) {
-      const int64_t left = std::max<int64_t>(0, columns - c);
-      simd::store(packed + c, left >= simd::kWidth
-                                  ? simd::load(strip + c)
-                                  : simd::load_first(strip + std::min(c, columns), left));
-    }
-  }
-}
-
-template <class T>
-LOZA_INLINE void run_strips(const AxpyTask& task) {
-  // Conversion in place pays for itself only while few rows repeat it.
-  const bool convert = !std::is_same_v<T, float> && task.rows > gemm::tile_rows();
-  for (int64_t n = task.n_begin; n < task.n_end; n += kStrip) {
-    const T* strip = static_cast<const T*>(task.weight) + n;
-    if (!convert && n + kStrip <= task.n_end) {
-      strip_all_rows(task, strip, task.weight_stride, n);
-      continue;
-    }
-    float* packed = simd::scratch<StripTag>(task.k * kStrip);
-    pack_strip(packed, task, strip, n);
-    strip_all_rows<float>(task, packed, kStrip, n);
-  }
-}
-
-LOZA_MULTIVERSION void run_axpy(const AxpyTask& task) {
-  if (task.dtype == DType::kF32) run_strips<float>(task);
-  if (task.dtype == DType::kBF16) run_strips<simd::Bf16>(task);
-}
+LOZA_MULTIVERSION void run_axpy(const gemm::AxpyTask& task) { gemm::run_axpy(task); }
 
 LOZA_MULTIVERSION void run_task(const gemm::Task& task) { gemm::run_task(task); }
 
@@ -120,8 +50,15 @@ void run_block(const HeadLinearParams& params, const Block& block) {
               .dtype = weight.dtype,
               .weight_stride = weight.stride(1)});
   } else {
-    run_axpy({x, out, block.rows, block.n_begin, block.n_end, k, matrix, weight.dtype,
-              weight.stride(2)});
+    run_axpy({.x = x,
+              .out = out,
+              .rows = block.rows,
+              .n_begin = block.n_begin,
+              .n_end = block.n_end,
+              .k = k,
+              .weight = matrix,
+              .dtype = weight.dtype,
+              .weight_stride = weight.stride(2)});
   }
 }
 
