@@ -1,4 +1,5 @@
 import { absorbQuery } from './cases/absorb-query';
+import { attentionBackwardCases } from './cases/attention-backward';
 import { attentionDecode } from './cases/attention-decode';
 import { attentionPrefill } from './cases/attention-prefill';
 import { cast } from './cases/cast';
@@ -10,6 +11,7 @@ import { groupedLinear } from './cases/grouped-linear';
 import { headLinear } from './cases/head-linear';
 import { latentStore } from './cases/latent-store';
 import { linear } from './cases/linear';
+import { mixAttentionCases } from './cases/mix-attention';
 import type { HostTensors, OperationCases } from './cases/operation';
 import { rmsNormCases } from './cases/rms-norm';
 import { rope, ropeTable } from './cases/rope';
@@ -34,6 +36,8 @@ export const operations: readonly AnyOperation[] = [
   absorbQuery,
   attentionPrefill,
   attentionDecode,
+  attentionBackwardCases,
+  mixAttentionCases,
   route,
   expertPlan,
   groupedLinear,
