@@ -1,0 +1,55 @@
+import { MixedModel, type MixOptions } from '../../lib/calibrate/mixed-model';
+import type { TypedArray } from '../../lib/native/binding';
+import { layOut, type HostBatch } from '../../lib/train/batch';
+import type { TrainingSequence } from '../../lib/train/data/sequences';
+import { openDevice, openSession, planTraining, type Session } from '../../lib/train/session';
+import { randomTokens } from './prompts';
+
+export const quiet = { device: 'cpu', dtype: 'auto', signal: undefined } as const;
+
+/** A frozen model of a checkpoint, ready to be differentiated. */
+export async function openFrozen(dir: string): Promise<Session> {
+  const plan = await planTraining(dir, 'full', undefined);
+  return openSession(plan, openDevice(plan, quiet), quiet);
+}
+
+/** Sequences of random tokens; every third token or so is learned. */
+export function randomSequences(lengths: readonly number[], vocabulary: number, seed = 1) {
+  return lengths.map((length, i): TrainingSequence => {
+    const tokens = randomTokens(length, vocabulary, seed + i);
+    const targets = Uint8Array.from(tokens, (token, at) => (at > 0 && token % 3 === 0 ? 1 : 0));
+    return { tokens, targets };
+  });
+}
+
+export function randomBatch(lengths: readonly number[], vocabulary: number, seed = 1): HostBatch {
+  return layOut(randomSequences(lengths, vocabulary, seed));
+}
+
+export interface MixResult {
+  loss: number;
+  gradient: Float32Array;
+}
+
+/** Loss and gradient of one round. */
+export async function mixGradient(
+  session: Session,
+  options: MixOptions,
+  batch: HostBatch,
+  alphas: ArrayLike<number>,
+): Promise<MixResult> {
+  const mixed = new MixedModel(session.model, session.angles, options);
+  const { ops } = session.grads;
+  const [loss, gradient] = await ops.arena.scope(() => {
+    const weight = 1 / batch.labelled.length;
+    const result = mixed.gradient(session.grads, batch, weight, Float32Array.from(alphas));
+    return Promise.all([ops.stream.readFloats(result.loss), ops.stream.readFloats(result.dAlphas)]);
+  });
+  return { loss: sumOf(loss), gradient };
+}
+
+export const sumOf = (values: TypedArray): number => {
+  let sum = 0;
+  for (const value of values) sum += value;
+  return sum;
+};
