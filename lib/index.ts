@@ -1,5 +1,10 @@
 // The public API, nothing else. Importing it loads no native code.
 export { LanguageModel, type Prompt, type ScoreOptions, type ScoreResult } from './language-model';
+export { calibrate } from './calibrate/calibrate';
+export type { CalibrateMethod, CalibrateOptions, CalibrateProgress } from './calibrate/options';
+export type { CalibrationReport } from './calibrate/report';
+export { train, type TrainingReport } from './train/train';
+export type { TrainOptions, TrainProgress } from './train/options';
 export { probeDevices, type DeviceReport } from './probe-devices';
 export { LozaError, type LozaErrorCode, type LozaErrorDetails } from './errors';
 export type { LoadOptions, LoadProgress, RopeOptions } from './load-options';

@@ -67,6 +67,7 @@ async function choose(
   const fingerprint = fingerprintOf(checkpoint, method, sparsity, parity, seed);
   const folder = await RunFolder.open(out, checkpoint, stateName, fingerprint);
   const decisive = method === 'random' ? { seed } : { parity };
+  await folder.save({});
   const report = { ...reportHead(options, layerType), options: decisive };
   await writeCheckpoint(folder, checkpoint, report, attentions / layers);
   return report;
@@ -265,6 +266,7 @@ class Calibration {
       await this.save(false);
     }
     options.onProgress({ phase: 'ablation', done: of, total: of });
+    await this.save(true);
     const [full = 0, ...others] = ablation.sums.map((sum) => sum / ablation.labelled);
     return { full, increases: others.map((loss) => loss - full) };
   }

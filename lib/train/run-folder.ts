@@ -78,6 +78,11 @@ export class RunFolder {
     await writeAtomically(this.stateFile, JSON.stringify({ fingerprint, state }));
   }
 
+  /** The same as the metadata of a safetensors file. */
+  stamp(state: object): Record<string, string> {
+    return { fingerprint: this.fingerprint, state: JSON.stringify(state) };
+  }
+
   checkFingerprint(found: string | undefined): void {
     if (found === this.fingerprint) return;
     const problem = `${this.path} holds a run with other options, data or weights`;
