@@ -29,14 +29,14 @@ export async function runCase<Case extends { name: string }, In extends HostTens
       outputs[name] = { dtype, shape };
     return tensors;
   });
-  const inBf16 =
+  const fromBf16 =
     lab.activation === 'bf16' && Object.values(inputs).some((input) => input?.dtype === 'bf16');
   const failures: string[] = [];
   let relativeError = 0;
   for (const [name, reference] of Object.entries(operation.reference(c, inputs))) {
     const { dtype, shape } = outputs[name]!;
     const given = operation.tolerance(c, name);
-    const { expected, tolerance } = bounds(reference, dtype, given, inBf16);
+    const { expected, tolerance } = bounds(reference, dtype, given, fromBf16 || dtype === 'bf16');
     const { relative, failure } = measure(results[name]!, expected, shape, tolerance);
     relativeError = Number.isNaN(relative) ? NaN : Math.max(relativeError, relative);
     if (failure !== undefined) failures.push(`${name}: ${failure}`);

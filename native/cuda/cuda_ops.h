@@ -17,9 +17,13 @@ LOZA_FOR_EACH_OP(LOZA_DECLARE)
 void launch_exact(const AbsorbQueryParams& params, CudaStream& stream);
 void launch_exact(const AttentionDecodeParams& params, CudaStream& stream);
 void launch_exact(const AttentionPrefillParams& params, CudaStream& stream);
+void launch_exact(const GroupedLinearInputGradientParams& params, CudaStream& stream);
 void launch_exact(const GroupedLinearParams& params, CudaStream& stream);
+void launch_exact(const GroupedLinearWeightGradientParams& params, CudaStream& stream);
 void launch_exact(const HeadLinearParams& params, CudaStream& stream);
+void launch_exact(const LinearInputGradientParams& params, CudaStream& stream);
 void launch_exact(const LinearParams& params, CudaStream& stream);
+void launch_exact(const LinearWeightGradientParams& params, CudaStream& stream);
 }  // namespace cuda
 
 class CudaOps final : public Ops {

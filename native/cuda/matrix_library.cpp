@@ -130,7 +130,7 @@ struct Plan {
   bool usable = false;
 };
 
-using Key = std::array<int64_t, 16>;
+using Key = std::array<int64_t, 17>;
 
 Key key_of(const MatrixLibrary::Product& p) {
   return {p.rows,
@@ -141,6 +141,7 @@ Key key_of(const MatrixLibrary::Product& p) {
           p.weight_stride,
           static_cast<int64_t>(p.out_type),
           p.weight_is_transposed,
+          p.x_is_transposed,
           p.accumulate,
           p.batch,
           p.out_batch_stride,
@@ -158,7 +159,8 @@ bool vectorised(const void* address, int64_t stride, int64_t batch_stride) {
 // Rows shorter than their stride's promise would be refused, or worse.
 bool supported(const MatrixLibrary::Product& p) {
   const int64_t weight_row = p.weight_is_transposed ? p.n : p.k;
-  return p.rows > 0 && p.n > 0 && p.k > 0 && p.x_stride >= p.k && p.out_stride >= p.n &&
+  const int64_t x_row = p.x_is_transposed ? p.rows : p.k;
+  return p.rows > 0 && p.n > 0 && p.k > 0 && p.x_stride >= x_row && p.out_stride >= p.n &&
          p.weight_stride >= weight_row && vectorised(p.x, p.x_stride, p.x_batch_stride) &&
          vectorised(p.weight, p.weight_stride, p.weight_batch_stride) &&
          vectorised(p.out, p.out_stride, p.out_batch_stride);
@@ -201,17 +203,20 @@ struct MatrixLibrary::State {
 
   bool describe(Plan& plan, const Product& p) const {
     const int32_t a = p.weight_is_transposed ? lt::kNotTransposed : lt::kTransposed;
-    const int32_t b = lt::kNotTransposed;
+    const int32_t b = p.x_is_transposed ? lt::kTransposed : lt::kNotTransposed;
     const auto& f = functions;
     const cudaDataType_t out_type = p.out_type == DType::kF32 ? CUDA_R_32F : CUDA_R_16BF;
     const int64_t a_rows = p.weight_is_transposed ? p.n : p.k;
     const int64_t a_columns = p.weight_is_transposed ? p.k : p.n;
+    const int64_t b_rows = p.x_is_transposed ? p.rows : p.k;
+    const int64_t b_columns = p.x_is_transposed ? p.k : p.rows;
     return f.desc_create(&plan.desc, lt::kComputeF32, CUDA_R_32F) == lt::kSuccess &&
            f.desc_set(plan.desc, lt::kDescTransposeA, &a, sizeof(a)) == lt::kSuccess &&
            f.desc_set(plan.desc, lt::kDescTransposeB, &b, sizeof(b)) == lt::kSuccess &&
            make_layout(plan.weight, CUDA_R_16BF, a_rows, a_columns, p.weight_stride, p.batch,
                        p.weight_batch_stride) &&
-           make_layout(plan.x, CUDA_R_16BF, p.k, p.rows, p.x_stride, p.batch, p.x_batch_stride) &&
+           make_layout(plan.x, CUDA_R_16BF, b_rows, b_columns, p.x_stride, p.batch,
+                       p.x_batch_stride) &&
            make_layout(plan.out, out_type, p.n, p.rows, p.out_stride, p.batch, p.out_batch_stride);
   }
 

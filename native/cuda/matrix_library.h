@@ -22,10 +22,11 @@ class MatrixLibrary {
     const void* x;       // bf16
     const void* weight;  // bf16
     int64_t rows, n, k;
-    int64_t out_stride, x_stride;       // between rows
+    int64_t out_stride, x_stride;       // between rows; of [k, rows] too
     int64_t weight_stride;              // between rows of [n, k], or of [k, n]
     DType out_type = DType::kBF16;      // bf16 | f32
     bool weight_is_transposed = false;  // the weight lies in memory as [k, n]
+    bool x_is_transposed = false;       // x lies in memory as [k, rows]
     bool accumulate = false;
     int64_t batch = 1;
     int64_t out_batch_stride = 0, x_batch_stride = 0, weight_batch_stride = 0;

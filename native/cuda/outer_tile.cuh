@@ -1,0 +1,149 @@
+// Sums of outer products, which gradients of weights are, of one matrix or one an expert:
+//   out[e][n, k] += sum over the rows i of e of y[i, n] * x[source(i), k]
+// y and x lie along n and k, so both operands reach the tensor cores transposed (ldmatrix). bf16
+// products, fp32 sums; every sum runs over ascending rows in one CTA.
+#pragma once
+
+#include "cuda/gemm_tile.cuh"
+
+namespace loza::cuda {
+
+struct OuterParams {
+  const Bf16* y;          // [slots, n]
+  const Bf16* x;          // [rows, k]
+  float* out;             // [experts, n, k]
+  const int32_t* starts;  // [experts + 1], or null: one matrix for all rows
+  const int32_t* order;   // [slots], or null
+  int64_t y_stride, x_stride, out_stride, out_expert_stride;
+  int64_t rows;  // of y
+  int n, k, top_k;
+  bool y_aligned, x_aligned;  // every row starts at a multiple of 16 bytes
+};
+
+struct OuterTile {
+  static constexpr int kSide = 128, kDepth = 32, kStages = 3;
+  static constexpr int kRowWarps = 2, kColumnWarps = 4, kThreads = 32 * kRowWarps * kColumnWarps;
+  static constexpr int kWarpRows = kSide / kRowWarps, kWarpColumns = kSide / kColumnWarps;
+  static constexpr int kRowTiles = kWarpRows / 16, kColumnTiles = kWarpColumns / 8;
+  static constexpr int kStride = kSide + 8;  // puts the rows that ldmatrix reads into other banks
+  static constexpr int kChunk = 8, kPerRow = kSide / kChunk;
+  static constexpr int kChunks = kDepth * kPerRow / kThreads;  // a thread, of each operand
+};
+
+struct OuterStorage {
+  alignas(16) Bf16 y[OuterTile::kStages][OuterTile::kDepth * OuterTile::kStride];
+  alignas(16) Bf16 x[OuterTile::kStages][OuterTile::kDepth * OuterTile::kStride];
+};
+
+using OuterSums = float[OuterTile::kRowTiles][OuterTile::kColumnTiles][4];
+
+// Rows step .. step + kDepth of the expert, whose rows begin at `first` and end at `end`.
+__device__ inline void load_outer(OuterStorage& shared, const OuterParams& params, int64_t first,
+                                  int64_t end, int stage) {
+  using T = OuterTile;
+  const int column = static_cast<int>(threadIdx.x) % T::kPerRow * T::kChunk;
+  const int n = static_cast<int>(blockIdx.y) * T::kSide + column;
+  const int k = static_cast<int>(blockIdx.x) * T::kSide + column;
+#pragma unroll
+  for (int i = 0; i < T::kChunks; i++) {
+    const int depth = static_cast<int>(threadIdx.x) / T::kPerRow + i * (T::kThreads / T::kPerRow);
+    const int64_t row = first + depth;
+    const bool exists = row < end;
+    const int64_t source = !exists ? 0 : params.order ? params.order[row] / params.top_k : row;
+    copy_chunk(&shared.y[stage][depth * T::kStride + column],
+               params.y + (exists ? row : 0) * params.y_stride + n, exists ? params.n - n : 0,
+               params.y_aligned, params.y);
+    copy_chunk(&shared.x[stage][depth * T::kStride + column],
+               params.x + source * params.x_stride + k, exists ? params.k - k : 0, params.x_aligned,
+               params.x);
+  }
+}
+
+// Layouts: see mma_bf16. Matrices of ldmatrix lie as [8 rows][8 columns] and arrive transposed:
+// of y columns 0-7 and 8-15 at rows 0-7, then both at rows 8-15; of x columns 0-7 at rows 0-7 and
+// 8-15, then columns 8-15.
+__device__ inline void multiply_outer(OuterSums& sums, const Bf16* y, const Bf16* x) {
+  using T = OuterTile;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  y += (lane / 16 * 8 + lane % 8) * T::kStride + warp / T::kColumnWarps * T::kWarpRows +
+       lane / 8 % 2 * 8;
+  x += lane % 16 * T::kStride + warp % T::kColumnWarps * T::kWarpColumns + lane / 16 * 8;
+#pragma unroll
+  for (int depth = 0; depth < T::kDepth; depth += 16) {
+    uint32_t a[T::kRowTiles][4];
+#pragma unroll
+    for (int row = 0; row < T::kRowTiles; row++)
+      ldmatrix_x4_transposed(a[row], y + depth * T::kStride + row * 16);
+#pragma unroll
+    for (int column = 0; column < T::kColumnTiles; column += 2) {
+      uint32_t b[4];
+      ldmatrix_x4_transposed(b, x + depth * T::kStride + column * 8);
+#pragma unroll
+      for (int row = 0; row < T::kRowTiles; row++) {
+        mma_bf16(sums[row][column], a[row], b[0], b[1]);
+        mma_bf16(sums[row][column + 1], a[row], b[2], b[3]);
+      }
+    }
+  }
+}
+
+__device__ inline void add_outer(const OuterParams& params, int64_t expert, const OuterSums& sums) {
+  using T = OuterTile;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int first_n =
+      static_cast<int>(blockIdx.y) * T::kSide + warp / T::kColumnWarps * T::kWarpRows + lane / 4;
+  const int first_k = static_cast<int>(blockIdx.x) * T::kSide +
+                      warp % T::kColumnWarps * T::kWarpColumns + lane % 4 * 2;
+  float* out = params.out + expert * params.out_expert_stride;
+#pragma unroll
+  for (int row = 0; row < T::kRowTiles; row++)
+#pragma unroll
+    for (int column = 0; column < T::kColumnTiles; column++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const int n = first_n + row * 16 + i / 2 * 8, k = first_k + column * 8 + i % 2;
+        if (n < params.n && k < params.k) out[n * params.out_stride + k] += sums[row][column][i];
+      }
+}
+
+// Grid: x = tiles along k, y = tiles along n, z = experts.
+static __global__ void __launch_bounds__(OuterTile::kThreads, 2)
+    outer_kernel(const __grid_constant__ OuterParams params) {
+  using T = OuterTile;
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<OuterStorage*>(memory);
+  const int64_t expert = blockIdx.z;
+  const int64_t first = params.starts ? params.starts[expert] : 0;
+  const int64_t end = params.starts ? params.starts[expert + 1] : params.rows;
+  const int64_t steps = (end - first + T::kDepth - 1) / T::kDepth;
+  if (steps <= 0) return;
+  OuterSums sums = {};
+  const auto load = [&](int64_t step, int stage) {
+    if (step < steps) load_outer(shared, params, first + step * T::kDepth, end, stage);
+    cp_async_commit();  // an empty group past the end keeps the count
+  };
+  for (int stage = 0; stage < T::kStages - 1; stage++) load(stage, stage);
+  for (int64_t step = 0; step < steps; step++) {
+    cp_async_wait<T::kStages - 2>();
+    // Everybody's copies of this step have landed, and nobody reads the stage before it any more.
+    __syncthreads();
+    load(step + T::kStages - 1, static_cast<int>((step + T::kStages - 1) % T::kStages));
+    const int stage = static_cast<int>(step % T::kStages);
+    multiply_outer(sums, shared.y[stage], shared.x[stage]);
+  }
+  add_outer(params, expert, sums);
+}
+
+inline void launch_outer(const OuterParams& params, int64_t experts, cudaStream_t stream,
+                         const char* operation) {
+  constexpr size_t kShared = sizeof(OuterStorage);
+  const auto tiles = [](int extent) {
+    return static_cast<unsigned>((extent + OuterTile::kSide - 1) / OuterTile::kSide);
+  };
+  allow_shared(outer_kernel, kShared, operation);
+  const dim3 grid(tiles(params.k), tiles(params.n), static_cast<unsigned>(experts));
+  outer_kernel<<<grid, OuterTile::kThreads, kShared, stream>>>(params);
+  check_launch(operation);
+}
+
+}  // namespace loza::cuda
