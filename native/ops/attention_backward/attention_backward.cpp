@@ -69,10 +69,10 @@ struct State {
   int64_t nope = 0, rope = 0, value = 0;
   int64_t depth = 0, width = 0;  // to multiples of kStrip
   Panel own{}, other{};
-  float* scores = nullptr;       // [kOwnTile][kOtherTile]: own . other, then p
-  float* gradients = nullptr;    // the same: d_out . v, then ds
-  float* depth_sums = nullptr;   // [kOwnTile][depth]: d_q or d_k
-  float* value_sums = nullptr;   // [kOwnTile][width]: d_v
+  float* scores = nullptr;                         // [kOwnTile][kOtherTile]: own . other, then p
+  float* gradients = nullptr;                      // the same: d_out . v, then ds
+  float* depth_sums = nullptr;                     // [kOwnTile][depth]: d_q or d_k
+  float* value_sums = nullptr;                     // [kOwnTile][width]: d_v
   int64_t from[kOwnTile] = {}, to[kOwnTile] = {};  // what each own row sees of the other tile
 };
 
@@ -283,8 +283,7 @@ LOZA_MULTIVERSION void run_queries(const AttentionBackwardParams& params, const 
   const int64_t position = segment.query_position + item.first;
   load_queries(s, s.own, first_row, s.rows);
   std::fill_n(s.depth_sums, s.rows * s.depth, 0.0f);
-  const int64_t key_end =
-      std::min(segment.key_position + segment.key_count, position + s.rows);
+  const int64_t key_end = std::min(segment.key_position + segment.key_count, position + s.rows);
   const int64_t sink_end = int64_t{range.sink_blocks} * kBlockTokens;
   const auto block = static_cast<int32_t>(position / kBlockTokens);
   const int64_t local_begin = int64_t{range.first_local_block(block)} * kBlockTokens;
