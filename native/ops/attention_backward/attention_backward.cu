@@ -112,19 +112,33 @@ __device__ void load_terms(const Problem& problem, KeyStorage<T>& shared, int st
 
 // ---- Compute ----
 
+// Where this lane reads chunks of its row of a tile (tile_offset, in parts that need few registers).
+template <int kColumns>
+struct Chunks {
+  static_assert(kColumns % 64 == 0);
+  uint32_t row, first;
+
+  __device__ Chunks(const bf16* tile, int row, int half)
+      : row(shared_address(tile) + row * kColumns * 2), first((half ^ row % 8) << 4) {}
+  // Of the 16 columns `step`, `rows` further down (a multiple of 8).
+  __device__ uint32_t at(int rows, int step) const {
+    return row + rows * kColumns * 2 + step / 4 * 128 + (first ^ step % 4 * 32);
+  }
+};
+
 // sums = own[16 rows of the warp] . other[kPart rows], over kColumns values
 template <int kColumns, int kPart>
 __device__ void multiply(Sums<kPart>& sums, const bf16* own, const bf16* other, const Lane& at) {
-  const uint32_t a_from = shared_address(own), b_from = shared_address(other);
-  const int row = at.warp * 16 + at.lane % 16, column = at.lane / 16 * 8 + at.lane % 8;
+  const Chunks<kColumns> left(own, at.warp * 16 + at.lane % 16, at.lane / 16);
+  const Chunks<kColumns> right(other, at.lane / 16 * 8 + at.lane % 8, at.lane / 8 % 2);
 #pragma unroll
   for (int step = 0; step < kColumns / 16; step++) {
     uint32_t a[4];
-    load_matrices(a, a_from + tile_offset<kColumns>(row, step * 2 + at.lane / 16));
+    load_matrices(a, left.at(0, step));
 #pragma unroll
     for (int n = 0; n < kPart / 16; n++) {
       uint32_t b[4];
-      load_matrices(b, b_from + tile_offset<kColumns>(n * 16 + column, step * 2 + at.lane / 8 % 2));
+      load_matrices(b, right.at(n * 16, step));
       multiply_add(sums[2 * n], a, b[0], b[1]);
       multiply_add(sums[2 * n + 1], a, b[2], b[3]);
     }
@@ -135,7 +149,7 @@ __device__ void multiply(Sums<kPart>& sums, const bf16* own, const bf16* other, 
 template <int kColumns, int kPart>
 __device__ void add(Sums<kColumns>& sums, const Sums<kPart>& weights, const bf16* other,
                     const Lane& at) {
-  const uint32_t from = shared_address(other);
+  const Chunks<kColumns> chunks(other, at.lane % 16, at.lane / 16);
 #pragma unroll
   for (int step = 0; step < kPart / 16; step++) {
     const auto &left = weights[2 * step], &right = weights[2 * step + 1];
@@ -144,8 +158,7 @@ __device__ void add(Sums<kColumns>& sums, const Sums<kPart>& weights, const bf16
 #pragma unroll
     for (int n = 0; n < kColumns / 16; n++) {
       uint32_t b[4];
-      load_transposed(b,
-                      from + tile_offset<kColumns>(step * 16 + at.lane % 16, n * 2 + at.lane / 16));
+      load_transposed(b, chunks.at(step * 16, n));
       multiply_add(sums[2 * n], a, b[0], b[1]);
       multiply_add(sums[2 * n + 1], a, b[2], b[3]);
     }
