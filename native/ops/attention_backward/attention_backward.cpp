@@ -4,8 +4,9 @@
 //   own = keys:    d_k += ds^T q, d_v += p^T d_out  an item is a tile; the heads share d_k_rope
 // Both see scores as own . other and recompute p from the log-sum-exp. In a tile of the other side, an
 // own row sees one interval: of keys since those are parts of one block, of queries always.
-#include <cmath>
+#include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "core/parallel.h"
@@ -69,10 +70,10 @@ struct State {
   int64_t nope = 0, rope = 0, value = 0;
   int64_t depth = 0, width = 0;  // to multiples of kStrip
   Panel own{}, other{};
-  float* scores = nullptr;       // [kOwnTile][kOtherTile]: own . other, then p
-  float* gradients = nullptr;    // the same: d_out . v, then ds
-  float* depth_sums = nullptr;   // [kOwnTile][depth]: d_q or d_k
-  float* value_sums = nullptr;   // [kOwnTile][width]: d_v
+  float* scores = nullptr;                         // [kOwnTile][kOtherTile]: own . other, then p
+  float* gradients = nullptr;                      // the same: d_out . v, then ds
+  float* depth_sums = nullptr;                     // [kOwnTile][depth]: d_q or d_k
+  float* value_sums = nullptr;                     // [kOwnTile][width]: d_v
   int64_t from[kOwnTile] = {}, to[kOwnTile] = {};  // what each own row sees of the other tile
 };
 
@@ -115,8 +116,9 @@ LOZA_INLINE void copy(float* to, const float* from, int64_t count) {
   std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
 }
 
-LOZA_INLINE const float* at(const Tensor& tensor, int64_t row, int64_t head) {
-  return tensor.as<const float>() + row * tensor.stride(0) + head * tensor.stride(1);
+template <class T = const float>
+LOZA_INLINE T* at(const Tensor& tensor, int64_t row, int64_t head) {
+  return tensor.as<T>() + row * tensor.stride(0) + head * tensor.stride(1);
 }
 
 LOZA_INLINE float dot(const float* a, const float* b, int64_t count) {
@@ -283,8 +285,7 @@ LOZA_MULTIVERSION void run_queries(const AttentionBackwardParams& params, const 
   const int64_t position = segment.query_position + item.first;
   load_queries(s, s.own, first_row, s.rows);
   std::fill_n(s.depth_sums, s.rows * s.depth, 0.0f);
-  const int64_t key_end =
-      std::min(segment.key_position + segment.key_count, position + s.rows);
+  const int64_t key_end = std::min(segment.key_position + segment.key_count, position + s.rows);
   const int64_t sink_end = int64_t{range.sink_blocks} * kBlockTokens;
   const auto block = static_cast<int32_t>(position / kBlockTokens);
   const int64_t local_begin = int64_t{range.first_local_block(block)} * kBlockTokens;
@@ -297,7 +298,7 @@ LOZA_MULTIVERSION void run_queries(const AttentionBackwardParams& params, const 
     attend_tile<true>(s);
   }
   for (int64_t r = 0; r < s.rows; r++) {
-    float* to = const_cast<float*>(at(params.d_q, first_row + r, head));
+    float* to = at<float>(params.d_q, first_row + r, head);
     const float* sums = s.depth_sums + r * s.depth;
     for (int64_t i = 0; i < s.nope + s.rope; i++) to[i] += sums[i];
   }
@@ -329,7 +330,7 @@ LOZA_INLINE void store_keys(const State& s, int64_t first_row) {
   for (int64_t r = 0; r < s.rows; r++) {
     const int64_t row = first_row + r;
     const float *keys = s.depth_sums + r * s.depth, *values = s.value_sums + r * s.width;
-    float* to = const_cast<float*>(at(p.d_kv, row, s.head));
+    float* to = at<float>(p.d_kv, row, s.head);
     for (int64_t i = 0; i < s.nope; i++) to[i] += keys[i];
     for (int64_t i = 0; i < s.value; i++) to[s.nope + i] += values[i];
     float* to_rope = p.d_k_rope.as<float>() + row * p.d_k_rope.stride(0);
@@ -369,19 +370,18 @@ void check_run(const char* what, int64_t index, int64_t row, int64_t count, int6
         " at position ", position, " of ", tensor);
 }
 
-// Each row of a tensor is in one run at most.
-void check_apart(const char* what, std::vector<Item> runs) {
-  std::sort(runs.begin(), runs.end(),
-            [](const Item& a, const Item& b) { return a.first < b.first; });
+// Each row is in one run [first, second) at most.
+void check_apart(const char* what, std::vector<std::pair<int64_t, int64_t>> runs) {
+  std::sort(runs.begin(), runs.end());
   for (size_t i = 1; i < runs.size(); i++)
-    check(runs[i - 1].first + runs[i - 1].rows <= runs[i].first,
-          "attention_backward: two segments share the ", what, " row ", runs[i].first);
+    check(runs[i - 1].second <= runs[i].first, "attention_backward: two segments share the ", what,
+          " row ", runs[i].first);
 }
 
 std::vector<Segment> list_segments(const AttentionBackwardParams& params) {
   const Tensor& table = params.segments;
   std::vector<Segment> segments;
-  std::vector<Item> queries, keys;
+  std::vector<std::pair<int64_t, int64_t>> queries, keys;
   for (int64_t i = 0; i < table.dim(0); i++) {
     const int32_t* f = table.as<int32_t>() + i * table.stride(0);
     const Segment s{f[0], f[1], f[2], f[3], f[4], f[5]};
@@ -389,8 +389,8 @@ std::vector<Segment> list_segments(const AttentionBackwardParams& params) {
     check_run("key", i, s.key_row, s.key_count, s.key_position, params.kv);
     if (s.query_count == 0 || s.key_count == 0) continue;
     segments.push_back(s);
-    queries.push_back({nullptr, s.query_row, s.query_count});
-    keys.push_back({nullptr, s.key_row, s.key_count});
+    queries.emplace_back(s.query_row, s.query_row + s.query_count);
+    keys.emplace_back(s.key_row, s.key_row + s.key_count);
   }
   check_apart("query", std::move(queries));
   check_apart("key", std::move(keys));
@@ -411,8 +411,7 @@ void clear(const Tensor& tensor) {
   parallel_for(tensor.dim(0), grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; row++)
       for (int64_t head = 0; head < heads; head++)
-        std::fill_n(tensor.as<float>() + row * tensor.stride(0) + head * tensor.stride(1), width,
-                    0.0f);
+        std::fill_n(at<float>(tensor, row, head), width, 0.0f);
   });
 }
 
