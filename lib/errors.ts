@@ -13,7 +13,7 @@ export type LozaErrorCode =
   | 'ERR_LOZA_DEVICE_UNAVAILABLE' // the asked device cannot be used
   | 'ERR_LOZA_OUT_OF_MEMORY' // an allocation failed
   | 'ERR_LOZA_CUDA' // CUDA failed; after most such errors this process cannot use the GPU any more
-  | 'ERR_LOZA_IO' // the operating system refused to read a file
+  | 'ERR_LOZA_IO' // the operating system refused to read or write a file
   | 'ERR_LOZA_CLOSED' // the model, stream or device was closed
   | 'ERR_LOZA_ABORTED' // the caller's AbortSignal fired
   | 'ERR_LOZA_INTERNAL'; // a bug in loza; please report it

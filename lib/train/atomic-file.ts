@@ -33,9 +33,13 @@ export async function writeAtomically(
 
 /** The LozaError for an error of node:fs when something is written; others as they are. */
 export function writeError(error: unknown, path: string): unknown {
-  if (LozaError.isInstance(error) || !(error instanceof Error && 'syscall' in error)) return error;
+  if (LozaError.isInstance(error) || !isSystemError(error)) return error;
   const problem = `${path} cannot be written: ${error.message}`;
   return new LozaError('ERR_LOZA_IO', problem, { value: path, cause: error });
+}
+
+function isSystemError(error: unknown): error is { syscall: string; message: string } {
+  return typeof error === 'object' && error !== null && 'syscall' in error && 'message' in error;
 }
 
 /** The new name too is on the disk then. */

@@ -1,8 +1,13 @@
+import path from 'node:path';
 import { MixedModel, type MixOptions } from '../../lib/calibrate/mixed-model';
 import type { TypedArray } from '../../lib/native/binding';
 import { layOut, type HostBatch } from '../../lib/train/batch';
 import type { TrainingSequence } from '../../lib/train/data/sequences';
 import { openDevice, openSession, planTraining, type Session } from '../../lib/train/session';
+import { Random } from '../../lib/selftest/random';
+import { byteTokenizer } from './byte-tokenizer';
+import { readTwin, writeTwin } from './checkpoint-twin';
+import { goldenDir } from './goldens';
 import { randomTokens } from './prompts';
 
 export const quiet = { device: 'cpu', dtype: 'auto', signal: undefined } as const;
@@ -53,3 +58,25 @@ export const sumOf = (values: TypedArray): number => {
   for (const value of values) sum += value;
   return sum;
 };
+
+/** A folder with a small checkpoint that can read text. */
+export function smallModel(name = 'longcat-full'): string {
+  const twin = readTwin(path.join(goldenDir, name));
+  return writeTwin(twin, byteTokenizer());
+}
+
+/** Lines of chats whose answer stands far back. */
+export function recallLines(count: number, characters: number, seed = 1): string {
+  const random = new Random(`recall ${seed}`);
+  const letters = (n: number) =>
+    Array.from({ length: n }, () => String.fromCharCode(97 + random.below(26))).join('');
+  return Array.from({ length: count }, () => {
+    const key = letters(4);
+    const content = `${key} ${letters(characters)}`;
+    const messages = [
+      { role: 'user', content },
+      { role: 'assistant', content: key },
+    ];
+    return `${JSON.stringify({ messages })}\n`;
+  }).join('');
+}
