@@ -2,24 +2,13 @@ import path from 'node:path';
 import type { MixOptions } from '../../lib/calibrate/mixed-model';
 import { LanguageModel } from '../../lib/language-model';
 import type { Session } from '../../lib/train/session';
-import { readTwin, writeTwin } from '../support/checkpoint-twin';
 import { goldenDir } from '../support/goldens';
-import { mixGradient, openFrozen, randomBatch } from '../support/training';
+import { mixGradient, openFrozen, randomBatch, withoutChoice } from '../support/training';
 
 /** Everything up to 256 tokens is in the window. */
 const range = { sinkBlocks: 1, localBlocks: 1 };
 const defaults: MixOptions = { range, objective: 'distill', fullTerm: 'exact' };
 const families = ['longcat-full', 'deepseek-v2', 'deepseek-v3-yarn', 'glm4-moe-lite'];
-
-/** A checkpoint that sends every token to every expert: a choice would make the loss jump. */
-function withoutChoice(name: string): string {
-  const twin = readTwin(path.join(goldenDir, name));
-  const { config } = twin;
-  const all = Number(config['n_routed_experts']) + Number(config['zero_expert_num'] ?? 0);
-  for (const key of ['moe_topk', 'num_experts_per_tok']) if (key in config) config[key] = all;
-  if ('topk_group' in config) config['topk_group'] = config['n_group'];
-  return writeTwin(twin);
-}
 
 describe.each(families)('%s with mixed attentions', (name) => {
   let session: Session;

@@ -80,3 +80,13 @@ export function recallLines(count: number, characters: number, seed = 1): string
     return `${JSON.stringify({ messages })}\n`;
   }).join('');
 }
+
+/** A checkpoint that sends every token to every expert: a choice would make the loss jump. */
+export function withoutChoice(name: string): string {
+  const twin = readTwin(path.join(goldenDir, name));
+  const { config } = twin;
+  const all = Number(config['n_routed_experts']) + Number(config['zero_expert_num'] ?? 0);
+  for (const key of ['moe_topk', 'num_experts_per_tok']) if (key in config) config[key] = all;
+  if ('topk_group' in config) config['topk_group'] = config['n_group'];
+  return writeTwin(twin);
+}
