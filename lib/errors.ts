@@ -7,12 +7,13 @@ export type LozaErrorCode =
   | 'ERR_LOZA_CONFIG' // config.json has a missing, malformed or inconsistent value
   | 'ERR_LOZA_TOKENIZER' // tokenizer files are malformed, or text cannot be encoded
   | 'ERR_LOZA_CHAT_TEMPLATE' // the chat template is missing or fails
+  | 'ERR_LOZA_DATA' // a file of training data is malformed, or holds nothing to learn from
   | 'ERR_LOZA_UNSUPPORTED' // valid, but outside what this build can do
   | 'ERR_LOZA_ADDON_NOT_FOUND' // the compiled addon is missing or cannot be loaded
   | 'ERR_LOZA_DEVICE_UNAVAILABLE' // the asked device cannot be used
   | 'ERR_LOZA_OUT_OF_MEMORY' // an allocation failed
   | 'ERR_LOZA_CUDA' // CUDA failed; after most such errors this process cannot use the GPU any more
-  | 'ERR_LOZA_IO' // the operating system refused to read a file
+  | 'ERR_LOZA_IO' // the operating system refused to read or write a file
   | 'ERR_LOZA_CLOSED' // the model, stream or device was closed
   | 'ERR_LOZA_ABORTED' // the caller's AbortSignal fired
   | 'ERR_LOZA_INTERNAL'; // a bug in loza; please report it

@@ -2,6 +2,11 @@
 export { LanguageModel, type ScoreOptions, type ScoreResult } from './language-model';
 export type { Prompt } from './prompt';
 export type { Session, SessionOptions } from './session';
+export { calibrate } from './calibrate/calibrate';
+export type { CalibrateMethod, CalibrateOptions, CalibrateProgress } from './calibrate/options';
+export type { CalibrationReport } from './calibrate/report';
+export { train, type TrainingReport } from './train/train';
+export type { TrainOptions, TrainProgress } from './train/options';
 export { probeDevices, type DeviceReport } from './probe-devices';
 export { LozaError, type LozaErrorCode, type LozaErrorDetails } from './errors';
 export type { LoadOptions, LoadProgress, RopeOptions } from './load-options';

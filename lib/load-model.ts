@@ -180,7 +180,7 @@ async function loadOnto(
 }
 
 /** 'auto' takes the best usable device; a named one is taken or its reason thrown. */
-function chooseDevice(wanted: ResolvedLoadOptions['device']): {
+export function chooseDevice(wanted: ResolvedLoadOptions['device']): {
   info: NativeDeviceInfo;
   note: string | undefined;
 } {
@@ -221,10 +221,10 @@ function isFloat32({ tensors }: Pick<Checkpoint, 'tensors'>): boolean {
 }
 
 /** One batch is on its way while the next is read, so that the bus does not wait. */
-async function copyWeights(
+export async function copyWeights(
   loader: Pick<WeightLoader, 'copies'>,
   ops: Ops,
-  { signal, onProgress }: ResolvedLoadOptions,
+  { signal, onProgress }: Pick<ResolvedLoadOptions, 'signal' | 'onProgress'>,
 ): Promise<void> {
   const totalBytes = loader.copies.reduce((sum, copy) => sum + copy.bytes, 0);
   let loadedBytes = 0;

@@ -5,6 +5,7 @@ import { Command, CommanderError } from 'commander';
 import { normalizeArguments } from '../bench/grammar';
 import { LozaError, show } from '../errors';
 import { registerBench } from './bench';
+import { registerCalibrate } from './calibrate';
 import { packageVersion } from './build-info';
 import { registerChat } from './chat';
 import { BadResult, Context } from './context';
@@ -15,6 +16,7 @@ import { registerInfo } from './info';
 import { registerInspect } from './inspect';
 import { registerSelftest } from './selftest';
 import { registerSoak } from './soak';
+import { registerTrain } from './train';
 import { registerVerify } from './verify';
 
 const examples = `
@@ -53,6 +55,8 @@ function buildProgram(context: Context): Command {
   registerInfo(program, context);
   registerDemo(program, context);
   registerBench(program, context);
+  registerCalibrate(program, context);
+  registerTrain(program, context);
   return program;
 }
 

@@ -10,7 +10,7 @@ import type { Step } from '../runner/step';
 import { LayerStack, type Layer } from './layer-stack';
 import type { ModelFamily, ModelPlan } from './model';
 
-interface DeepseekConfig {
+export interface DeepseekConfig {
   mla: MlaConfig;
   layers: number;
   denseWidth: number;
@@ -67,7 +67,7 @@ export const deepseek: ModelFamily = {
   },
 };
 
-function readDeepseek(config: Config): DeepseekConfig {
+export function readDeepseek(config: Config): DeepseekConfig {
   const layers = config.int('num_hidden_layers', { max: configCaps.layers });
   return {
     mla: readMlaConfig(config),

@@ -10,7 +10,7 @@ import type { Step } from '../runner/step';
 import { LayerStack, type Layer } from './layer-stack';
 import type { ModelFamily, ModelPlan } from './model';
 
-interface LongcatConfig {
+export interface LongcatConfig {
   mla: MlaConfig;
   layers: number;
   feedForwardWidth: number;
@@ -47,7 +47,7 @@ export const longcatFlash: ModelFamily = {
   },
 };
 
-function readLongcat(config: Config): LongcatConfig {
+export function readLongcat(config: Config): LongcatConfig {
   const mla = readMlaConfig(config);
   const { hiddenSize, qLoraRank, kvLoraRank } = mla;
   if (qLoraRank === null) throw config.problem('q_lora_rank is missing, expected an integer');

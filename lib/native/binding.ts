@@ -40,6 +40,7 @@ export type NativeGraph = object;
 export type NativeOperation =
   | 'AbsorbQuery'
   | 'Adamw'
+  | 'AttentionBackward'
   | 'AttentionDecode'
   | 'AttentionPrefill'
   | 'Blend'
@@ -63,6 +64,8 @@ export type NativeOperation =
   | 'Linear'
   | 'LinearInputGradient'
   | 'LinearWeightGradient'
+  | 'MixAttention'
+  | 'MixAttentionBackward'
   | 'RmsNorm'
   | 'RmsNormGradient'
   | 'Rope'

@@ -70,6 +70,7 @@ export type Observer = (operation: NativeOperation, args: readonly Argument[]) =
 const operations: readonly NativeOperation[] = [
   'AbsorbQuery',
   'Adamw',
+  'AttentionBackward',
   'AttentionDecode',
   'AttentionPrefill',
   'Blend',
@@ -93,6 +94,8 @@ const operations: readonly NativeOperation[] = [
   'Linear',
   'LinearInputGradient',
   'LinearWeightGradient',
+  'MixAttention',
+  'MixAttentionBackward',
   'RmsNorm',
   'RmsNormGradient',
   'Rope',

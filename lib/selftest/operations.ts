@@ -1,5 +1,6 @@
 import { absorbQuery } from './cases/absorb-query';
 import { adamw, clipFactor } from './cases/adamw';
+import { attentionBackwardCases } from './cases/attention-backward';
 import { attentionDecode } from './cases/attention-decode';
 import { attentionPrefill } from './cases/attention-prefill';
 import { blend, dot } from './cases/blend';
@@ -18,8 +19,9 @@ import {
 import { headLinear } from './cases/head-linear';
 import { latentStore } from './cases/latent-store';
 import { linear } from './cases/linear';
-import { linearInputGradient, linearWeightGradient } from './cases/linear-gradient';
 import { crossEntropy, squaredDifference } from './cases/losses';
+import { linearInputGradient, linearWeightGradient } from './cases/linear-gradient';
+import { mixAttentionCases } from './cases/mix-attention';
 import type { HostTensors, OperationCases } from './cases/operation';
 import { rmsNormCases } from './cases/rms-norm';
 import { rmsNormGradient } from './cases/rms-norm-gradient';
@@ -47,6 +49,8 @@ export const operations: readonly AnyOperation[] = [
   absorbQuery,
   attentionPrefill,
   attentionDecode,
+  attentionBackwardCases,
+  mixAttentionCases,
   route,
   expertPlan,
   groupedLinear,

@@ -13,6 +13,12 @@ namespace {
 void read(Arguments& a, AbsorbQueryParams& p) {
   p.out = a.tensor(), p.q = a.tensor(), p.weight = a.tensor(), p.rope_table = a.tensor();
 }
+void read(Arguments& a, AttentionBackwardParams& p) {
+  p.d_q = a.tensor(), p.d_kv = a.tensor(), p.d_k_rope = a.tensor();
+  p.q = a.tensor(), p.kv = a.tensor(), p.k_rope = a.tensor();
+  p.out = a.tensor(), p.lse = a.tensor(), p.d_out = a.tensor(), p.segments = a.tensor();
+  p.softmax_scale = a.number(), p.range = a.key_range(), p.accumulate = a.boolean();
+}
 void read(Arguments& a, AttentionDecodeParams& p) {
   p.out = a.tensor(), p.lse = a.optional_tensor(), p.q = a.tensor(), p.cache = a.tensor();
   p.block_table = a.tensor();
@@ -59,6 +65,13 @@ void read(Arguments& a, LatentStoreParams& p) {
 void read(Arguments& a, LinearParams& p) {
   p.out = a.tensor(), p.x = a.tensor(), p.weight = a.tensor(), p.scale = a.optional_tensor();
   p.accumulate = a.boolean();
+}
+void read(Arguments& a, MixAttentionParams& p) {
+  p.out = a.tensor(), p.full = a.tensor(), p.streaming = a.tensor(), p.alpha = a.tensor();
+}
+void read(Arguments& a, MixAttentionBackwardParams& p) {
+  p.d_full = a.optional_tensor(), p.d_streaming = a.optional_tensor(), p.d_alpha = a.tensor();
+  p.d_out = a.tensor(), p.full = a.tensor(), p.streaming = a.tensor(), p.alpha = a.tensor();
 }
 void read(Arguments& a, RmsNormParams& p) {
   p.out = a.tensor(), p.x = a.tensor(), p.weight = a.tensor();

@@ -15,6 +15,7 @@ LOZA_FOR_EACH_OP(LOZA_DECLARE)
 #undef LOZA_DECLARE
 
 void launch_exact(const AbsorbQueryParams& params, CudaStream& stream);
+void launch_exact(const AttentionBackwardParams& params, CudaStream& stream);
 void launch_exact(const AttentionDecodeParams& params, CudaStream& stream);
 void launch_exact(const AttentionPrefillParams& params, CudaStream& stream);
 void launch_exact(const GroupedLinearInputGradientParams& params, CudaStream& stream);

@@ -7,6 +7,7 @@
 #include "ops/absorb_query/absorb_query.h"
 #include "ops/adamw/adamw.h"
 #include "ops/attention/attention.h"
+#include "ops/attention_backward/attention_backward.h"
 #include "ops/blend/blend.h"
 #include "ops/cast/cast.h"
 #include "ops/clock/clock.h"
@@ -25,6 +26,7 @@
 #include "ops/latent_store/latent_store.h"
 #include "ops/linear/linear.h"
 #include "ops/linear_gradient/linear_gradient.h"
+#include "ops/mix_attention/mix_attention.h"
 #include "ops/rms_norm/rms_norm.h"
 #include "ops/rms_norm_gradient/rms_norm_gradient.h"
 #include "ops/rope/rope.h"
@@ -40,6 +42,7 @@
 #define LOZA_FOR_EACH_OP(X)      \
   X(AbsorbQuery)                 \
   X(Adamw)                       \
+  X(AttentionBackward)           \
   X(AttentionDecode)             \
   X(AttentionPrefill)            \
   X(Blend)                       \
@@ -63,6 +66,8 @@
   X(Linear)                      \
   X(LinearInputGradient)         \
   X(LinearWeightGradient)        \
+  X(MixAttention)                \
+  X(MixAttentionBackward)        \
   X(RmsNorm)                     \
   X(RmsNormGradient)             \
   X(Rope)                        \

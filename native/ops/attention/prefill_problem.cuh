@@ -76,7 +76,8 @@ struct Segment {
 };
 
 // A segment that points outside the tensors reads as one without rows.
-__device__ inline Segment read_segment(const PrefillProblem& problem, int index) {
+template <class Problem>
+__device__ inline Segment read_segment(const Problem& problem, int index) {
   const int32_t* f = problem.segments + index * problem.segments_row;
   Segment s{f[0], f[1], f[2], f[3], f[4], f[5]};
   const bool valid = s.query_row >= 0 && s.query_count > 0 && s.query_position >= 0 &&

@@ -1,0 +1,91 @@
+import type { WeightSource } from '../../checkpoint/weights';
+import type { ExpertsShape, RouterNames } from '../../layers/experts';
+import type { ExpertPlan, Joined, Weight } from '../../native/ops';
+import type { Tensor } from '../../native/tensor';
+import { addWeightGradients, type Pass } from '../pass';
+
+export interface ExpertsRecord {
+  h: Tensor; // [rows, hidden]
+  logits: Tensor; // f32 [rows, experts and zero experts]
+  ids: Tensor; // i32 [rows, topK]
+  weights: Tensor; // f32 [rows, topK]
+  plan: ExpertPlan;
+  gateUp: Tensor; // [slots, 2 * width]
+  inner: Tensor; // [slots, width]
+  y: Tensor; // [slots, hidden]
+}
+
+/**
+ * Routed experts: sum over the chosen e of w_e * Expert_e(h); a zero expert returns h. Which experts
+ * are chosen is held constant; their weights w carry the gradient to the router.
+ */
+export class Experts {
+  private readonly classifier: Weight;
+  private readonly bias: Tensor | undefined;
+  private readonly gateUp: Joined;
+  private readonly down: Weight;
+
+  constructor(
+    weights: WeightSource,
+    prefix: string,
+    router: RouterNames,
+    private readonly shape: ExpertsShape,
+  ) {
+    const { hidden, width, experts, zeroExperts } = shape;
+    const choices = experts + zeroExperts;
+    const names = (projection: string) =>
+      Array.from({ length: experts }, (_, e) => `${prefix}experts.${e}.${projection}_proj.weight`);
+    this.classifier = weights.exactMatrix(prefix + router.classifier, choices, hidden);
+    this.bias =
+      router.bias === undefined ? undefined : weights.floatVector(prefix + router.bias, choices);
+    this.gateUp = weights.joinedStack([names('gate'), names('up')], width, hidden);
+    this.down = weights.stack(names('down'), hidden, width);
+  }
+
+  /** Adds the result to `residual`. */
+  forward({ ops }: Pass, residual: Tensor, h: Tensor): ExpertsRecord {
+    const { experts, zeroExperts, router } = this.shape;
+    const logits = ops.linearFloat(h, this.classifier);
+    const { ids, weights } = ops.route(logits, this.bias, router);
+    const plan = ops.expertPlan(ids, experts);
+    const gateUp = ops.groupedLinears(h, this.gateUp, plan, router.topK);
+    const inner = ops.swiglu(gateUp);
+    const y = ops.groupedLinear(inner, this.down, plan);
+    ops.combine(residual, y, plan, weights, zeroExperts > 0 ? h : undefined);
+    return { h, logits, ids, weights, plan, gateUp, inner, y };
+  }
+
+  /** Adds the gradient of h to dh, f32. */
+  backward(pass: Pass, record: ExpertsRecord, dResidual: Tensor, dh: Tensor): void {
+    const { grads } = pass;
+    const { zeroExperts, router } = this.shape;
+    const { h, logits, ids, weights, plan, gateUp, inner, y } = record;
+    const zero = zeroExperts > 0 ? { identity: h, didentity: dh } : undefined;
+    const { dy, dweights } = grads.combine(dResidual, y, plan, weights, zero);
+    this.addStackGradients(pass, [this.down], dy, inner, plan);
+    const dGateUp = grads.swiglu(grads.groupedInput(dy, this.down, plan), gateUp);
+    this.addStackGradients(pass, this.gateUp, dGateUp, h, plan, router.topK);
+    grads.sumSlots(dh, grads.groupedInputs(dGateUp, this.gateUp, plan), plan);
+    const dLogits = grads.route(dweights, logits, ids, router);
+    addWeightGradients(pass, [this.classifier], dLogits, h);
+    grads.addLinearInput(dh, dLogits, this.classifier);
+  }
+
+  /** dw[e] += dyᵀ x of the rows of each expert, for stacks that are not frozen. */
+  private addStackGradients(
+    pass: Pass,
+    stacks: Joined,
+    dy: Tensor,
+    x: Tensor,
+    plan: ExpertPlan,
+    topK?: number,
+  ): void {
+    let from = 0;
+    for (const { tensor } of stacks) {
+      const to = from + tensor.dim(1);
+      const dw = pass.gradientOf(tensor);
+      if (dw !== undefined) pass.grads.addGroupedWeight(dw, dy.slice(1, from, to), x, plan, topK);
+      from = to;
+    }
+  }
+}

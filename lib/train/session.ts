@@ -1,0 +1,112 @@
+import { WeightLoader, type WeightSource } from '../checkpoint/weights';
+import { LozaError, throwIfAborted } from '../errors';
+import {
+  cacheType,
+  chooseDevice,
+  copyWeights,
+  planLoad,
+  uploadAngles,
+  withDtypeHint,
+  type LoadPlan,
+} from '../load-model';
+import type { LoadProgress } from '../load-options';
+import type { NativeDeviceInfo } from '../native/binding';
+import { Device } from '../native/device';
+import { GradientOps } from '../native/gradient-ops';
+import { Ops } from '../native/ops';
+import type { DType } from '../native/tensor';
+import type { RopeAngles } from '../runner/step';
+import { buildTrainable, type TrainableModel } from './model/trainable-model';
+
+export interface SessionOptions {
+  device: 'auto' | 'cpu' | 'cuda';
+  dtype: 'auto' | 'float32' | 'bfloat16';
+  signal: AbortSignal | undefined;
+  onLoad?: ((progress: LoadProgress) => void) | undefined;
+}
+
+/** Where a session's weights come from, and what brings them to the device. */
+export interface SessionWeights {
+  source: WeightSource;
+  load(options: SessionOptions): Promise<void>;
+}
+
+/** A differentiable model on a device. Whatever it takes goes with `close`. */
+export interface Session {
+  plan: LoadPlan;
+  device: Device;
+  deviceInfo: NativeDeviceInfo;
+  grads: GradientOps;
+  angles: RopeAngles;
+  model: TrainableModel;
+  close(): void;
+}
+
+/** A device that a plan can run on, opened with the type of activations it will have. */
+export interface OpenDevice {
+  device: Device;
+  deviceInfo: NativeDeviceInfo;
+}
+
+/**
+ * The plan of a checkpoint with full attention everywhere, or as it says.
+ *
+ * @throws LozaError as `planLoad`, and ERR_LOZA_UNSUPPORTED for quantised weights.
+ */
+export async function planTraining(
+  dir: string,
+  attention: 'full' | 'auto',
+  signal: AbortSignal | undefined,
+): Promise<LoadPlan> {
+  const rope = { yarnFactor: undefined, exactAngles: false };
+  const plan = await planLoad(dir, { attention, rope, signal });
+  const quantised = [...plan.checkpoint.tensors.values()].find(({ dtype }) => dtype === 'F8_E4M3');
+  if (quantised === undefined) return plan;
+  const problem = `${dir}: ${quantised.name} is quantised (F8_E4M3), which has no gradient`;
+  throw new LozaError('ERR_LOZA_UNSUPPORTED', problem, {
+    value: quantised.dtype,
+    hint: 'Use the checkpoint in bfloat16',
+  });
+}
+
+export function openDevice(plan: LoadPlan, options: SessionOptions): OpenDevice {
+  const { info } = chooseDevice(options.device);
+  const type: DType = cacheType(info.kind, options.dtype, plan.checkpoint);
+  return { device: new Device(info.kind, info.kind === 'cpu' ? 'f32' : type), deviceInfo: info };
+}
+
+/** Builds the model on an open device, which is closed if that fails. */
+export async function openSession(
+  plan: LoadPlan,
+  { device, deviceInfo }: OpenDevice,
+  options: SessionOptions,
+  makeWeights: (device: Device, ops: Ops) => SessionWeights = (_, ops) =>
+    frozenWeights(plan, device, ops),
+): Promise<Session> {
+  try {
+    const ops = new Ops(device.makeStream(), device.makeArena());
+    const weights = makeWeights(device, ops);
+    const model = buildTrainable(plan, weights.source);
+    await weights.load(options);
+    const angles = uploadAngles(device, ops, plan.table, false);
+    await ops.stream.synchronize();
+    throwIfAborted(options.signal);
+    const grads = new GradientOps(ops);
+    return { plan, device, deviceInfo, grads, angles, model, close: () => device.close() };
+  } catch (error) {
+    device.close();
+    throw withDtypeHint(error, device);
+  }
+}
+
+/** Weights as inference has them: nothing of them is trained. */
+function frozenWeights({ checkpoint }: LoadPlan, device: Device, ops: Ops): SessionWeights {
+  const loader = new WeightLoader(checkpoint, device, ops);
+  return {
+    source: loader,
+    async load({ signal, onLoad }) {
+      await copyWeights(loader, ops, { signal, onProgress: onLoad });
+      loader.finish();
+    },
+  };
+}
