@@ -10,6 +10,7 @@ import {
 import { WeightChecker, WeightLoader } from './checkpoint/weights';
 import { Engine } from './engine/engine';
 import { LozaError, throwIfAborted } from './errors';
+import { cacheRowWidth, type CacheDtype } from './kv/cache-row';
 import {
   blocksFor,
   blockTokens,
@@ -25,7 +26,7 @@ import { findFamily } from './model/registry';
 import type { DeviceKind, NativeDeviceInfo } from './native/binding';
 import { Device, listDevices } from './native/device';
 import { Ops } from './native/ops';
-import { bytesPerElement, type DType } from './native/tensor';
+import { bytesPerElement } from './native/tensor';
 import type { BatchLimits } from './runner/batch';
 import { DecodeGraphs } from './runner/decode-graphs';
 import { ModelRunner } from './runner/model-runner';
@@ -48,7 +49,9 @@ export interface LoadedModel {
   deviceInfo: NativeDeviceInfo;
   /** Why 'auto' did not take a GPU. */
   deviceNote: string | undefined;
-  cacheDtype: 'f32' | 'bf16';
+  /** What activations of a GPU are, and the KV cache unless it is FP8. */
+  dtype: 'f32' | 'bf16';
+  kvDtype: CacheDtype;
   maxTokens: number;
   groups: readonly LayerGroup[];
   engine: Engine;
@@ -126,10 +129,10 @@ export async function loadModel(dir: string, options: ResolvedLoadOptions): Prom
   if (options.loadFormat !== 'dummy') await checkScales(plan.checkpoint, options.signal);
   throwIfAborted(options.signal);
   const { info, note } = chooseDevice(options.device);
-  const cacheDtype = cacheType(info.kind, options.dtype, plan.checkpoint);
-  const device = new Device(info.kind, info.kind === 'cpu' ? 'f32' : cacheDtype);
+  const dtype = computeType(info.kind, options.dtype, plan.checkpoint);
+  const device = new Device(info.kind, info.kind === 'cpu' ? 'f32' : dtype);
   try {
-    const loaded = await loadOnto(device, plan, options, cacheDtype);
+    const loaded = await loadOnto(device, plan, options, dtype);
     return { ...loaded, deviceInfo: info, deviceNote: note };
   } catch (error) {
     device.close();
@@ -141,7 +144,7 @@ async function loadOnto(
   device: Device,
   plan: LoadPlan,
   options: ResolvedLoadOptions,
-  cacheDtype: 'f32' | 'bf16',
+  dtype: 'f32' | 'bf16',
 ): Promise<Omit<LoadedModel, 'deviceInfo' | 'deviceNote'>> {
   const { model, table, maxPosition } = plan;
   const ops = new Ops(device.makeStream(), device.makeArena());
@@ -155,7 +158,8 @@ async function loadOnto(
 
   const maxTokens =
     options.maxTokens ?? Math.min(Math.max(maxPosition, 16_384), mostDefaultTokens[device.kind]);
-  const groups = makeGroups(device, plan, options, cacheDtype, maxTokens);
+  const kvDtype = cacheType(options.kvDtype, dtype);
+  const groups = makeGroups(device, plan, options, kvDtype, maxTokens);
   const angles = uploadAngles(device, ops, table, options.rope.exactAngles);
   const limits = batchLimits(model, options, device);
   const graphs = options.decodeGraphs ?? device.kind === 'cuda';
@@ -171,7 +175,7 @@ async function loadOnto(
   await ops.stream.synchronize();
   const engine = new Engine(runner, options);
   const parts = { ops, model: built, angles, limits, runner };
-  return { plan, device, cacheDtype, maxTokens, groups, engine, parts };
+  return { plan, device, dtype, kvDtype, maxTokens, groups, engine, parts };
 }
 
 /** 'auto' takes the best usable device; a named one is taken or its reason thrown. */
@@ -188,14 +192,22 @@ function chooseDevice(wanted: ResolvedLoadOptions['device']): {
   return { info, note };
 }
 
-/** Type of the KV cache, which is that of activations too on a GPU; the CPU computes in f32. */
-export function cacheType(
+/** Type of activations on a GPU, and of the KV cache unless it is FP8; the CPU computes in f32. */
+export function computeType(
   kind: DeviceKind,
   dtype: ResolvedLoadOptions['dtype'],
   checkpoint: Pick<Checkpoint, 'tensors'>,
 ): 'f32' | 'bf16' {
   if (dtype !== 'auto') return dtype === 'float32' ? 'f32' : 'bf16';
   return kind === 'cpu' || isFloat32(checkpoint) ? 'f32' : 'bf16';
+}
+
+/** Type of the KV cache. */
+export function cacheType(
+  kvDtype: ResolvedLoadOptions['kvDtype'],
+  dtype: 'f32' | 'bf16',
+): CacheDtype {
+  return kvDtype === 'fp8' ? 'f8e4m3' : dtype;
 }
 
 /** Where a GPU has no room for a model in float32, the error names bfloat16. */
@@ -254,11 +266,11 @@ export function makeGroups(
   device: Pick<Device, 'allocate'>,
   { model, pattern }: LoadPlan,
   options: ResolvedLoadOptions,
-  dtype: DType,
+  dtype: CacheDtype,
   maxTokens: number,
 ): LayerGroup[] {
   const { mla, attentions } = model;
-  const width = mla.kvLoraRank + mla.ropeDim;
+  const width = cacheRowWidth(dtype, mla.kvLoraRank, mla.ropeDim);
   const full = blocksFor(maxTokens);
   const kinds: LayerGroupKind[] = ['full', 'streaming'];
   return kinds.flatMap((kind) => {

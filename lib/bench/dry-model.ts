@@ -1,7 +1,14 @@
 import { DummyLoader } from '../checkpoint/dummy-weights';
 import { placeholder } from '../checkpoint/weights';
 import type { Sequence } from '../engine/sequence';
-import { batchLimits, cacheType, makeGroups, uploadAngles, type LoadPlan } from '../load-model';
+import {
+  batchLimits,
+  cacheType,
+  computeType,
+  makeGroups,
+  uploadAngles,
+  type LoadPlan,
+} from '../load-model';
 import type { ResolvedLoadOptions } from '../load-options';
 import type { LayerGroup } from '../kv/layer-group';
 import type { Model } from '../model/model';
@@ -44,7 +51,7 @@ export class DryModel {
     options: ResolvedLoadOptions,
     kind: DeviceKind,
   ) {
-    const dtype = cacheType(kind, options.dtype, plan.checkpoint);
+    const dtype = computeType(kind, options.dtype, plan.checkpoint);
     const activation = kind === 'cpu' ? 'f32' : dtype;
     const device = {
       allocate: (dtype: DType, shape: readonly number[], purpose: Purpose): Tensor => {
@@ -58,8 +65,8 @@ export class DryModel {
     const { model, table } = plan;
     const loader = new DummyLoader(plan.checkpoint.config, device, this.ops, 0);
     this.model = model.build(loader, table.softmaxFactor);
-    const { maxTokens = 0, rope } = options;
-    this.groups = makeGroups(device, plan, options, dtype, maxTokens);
+    const { maxTokens = 0, kvDtype, rope } = options;
+    this.groups = makeGroups(device, plan, options, cacheType(kvDtype, dtype), maxTokens);
     this.angles = uploadAngles(device, this.ops, table, rope.exactAngles);
     this.limits = batchLimits(model, options, { kind, activation });
   }

@@ -14,6 +14,7 @@ export interface LoadFlags {
   sinkBlocks?: number | undefined;
   localBlocks?: number | undefined;
   dtype?: 'auto' | 'float32' | 'bfloat16' | undefined;
+  kvDtype?: 'auto' | 'fp8' | undefined;
   maxTokens?: number | undefined;
   yarnFactor?: number | undefined;
   chunkTokens?: number | undefined;
@@ -63,6 +64,11 @@ const loadFlags: Record<keyof LoadFlags, () => Option> = {
       'auto',
       'float32',
       'bfloat16',
+    ]),
+  kvDtype: () =>
+    new Option('--kv-dtype <type>', 'fp8 keeps about twice as many tokens in the memory').choices([
+      'auto',
+      'fp8',
     ]),
   maxTokens: () =>
     new Option('--max-tokens <n>', 'tokens that the KV cache has room for').argParser(positive),
@@ -140,10 +146,11 @@ export async function readAttention(dir: string, flags: LoadFlags): Promise<Atte
 }
 
 export async function readLoadOptions(dir: string, flags: LoadFlags): Promise<LoadOptions> {
-  const { device, dtype, maxTokens, yarnFactor, chunkTokens } = flags;
+  const { device, dtype, kvDtype, maxTokens, yarnFactor, chunkTokens } = flags;
   const attention = await readAttention(dir, flags);
   const rope = { yarnFactor };
-  return { device, dtype, maxTokens, chunkTokens, attention, rope, ...readFormat(flags) };
+  const sizes = { maxTokens, chunkTokens };
+  return { device, dtype, kvDtype, ...sizes, attention, rope, ...readFormat(flags) };
 }
 
 function readFormat({ loadFormat, layers, experts, zeroExperts }: LoadFlags) {

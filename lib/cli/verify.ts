@@ -71,6 +71,7 @@ Examples:
   loza verify models/loza-tiny
   loza verify test/golden/longcat-full --tolerance 1e-4
   loza verify models/loza-tiny --device cuda --batch 1,7,64
+  loza verify models/loza-tiny --kv-dtype fp8
   loza verify DIR --metric cosine           for bfloat16`;
 
 export function registerVerify(program: Command, context: Context): void {
@@ -129,8 +130,8 @@ async function checkPrompts(
   flags: VerifyFlags,
   context: Context,
 ): Promise<Checked> {
-  const { device, dtype } = model.info;
-  const auto = dtype === 'float32' ? 'error' : 'cosine';
+  const { device, dtype, kvDtype } = model.info;
+  const auto = kvDtype === 'float32' ? 'error' : 'cosine';
   const metric = flags.metric === 'auto' ? auto : flags.metric;
   const tolerance = flags.tolerance ?? defaultTolerance[metric];
   const limits = { metric, tolerance, margin: flags.margin ?? defaultMargin[metric] };

@@ -1,7 +1,7 @@
 import { attentionBlock } from '../checkpoint/streaming-config';
 import type { Device } from '../native/device';
 import { fullRange, type KeyRange } from '../native/ops';
-import type { DType, Tensor } from '../native/tensor';
+import { bytesPerElement, type DType, type Tensor } from '../native/tensor';
 import { BlockPool } from './block-pool';
 
 /** Tokens of a KV block, which is also LoZA's sparse block. */
@@ -42,8 +42,8 @@ export class LayerGroup {
 
   /** Bytes of one block over all attentions of the group. */
   get blockBytes(): number {
-    const bytes = this.dtype === 'bf16' ? 2 : 4;
-    return blockTokens * this.rowWidth * bytes * this.attentions.length;
+    const rowBytes = this.rowWidth * bytesPerElement[this.dtype];
+    return blockTokens * rowBytes * this.attentions.length;
   }
 
   /** First block of the local part for a query at `position`; blocks from the sinks up to it are dead. */
