@@ -32,12 +32,14 @@ describe('what a model computes in', () => {
   });
 
   test('a golden is float32, loza-tiny bfloat16', async () => {
-    expect(computeType('cuda', 'auto', await openCheckpoint(`${goldenDir}/deepseek-v2`))).toBe('f32');
+    expect(computeType('cuda', 'auto', await openCheckpoint(`${goldenDir}/deepseek-v2`))).toBe(
+      'f32',
+    );
     expect(computeType('cuda', 'auto', await openCheckpoint(tinyDir))).toBe('bf16');
   });
 });
 
-test("the KV cache has that type, or FP8 latents", () => {
+test('the KV cache has that type, or FP8 latents', () => {
   expect(cacheType('auto', 'bf16')).toBe('bf16');
   expect(cacheType('auto', 'f32')).toBe('f32');
   expect(cacheType('fp8', 'f32')).toBe('f8e4m3');

@@ -36,6 +36,7 @@ interface Limits {
 interface Checked {
   device: string;
   dtype: string;
+  kvDtype: string;
   limits: Limits;
   verdicts: PromptVerdict[];
 }
@@ -107,17 +108,22 @@ export function registerVerify(program: Command, context: Context): void {
 async function verify(dir: string, flags: VerifyFlags, context: Context): Promise<void> {
   const prompts = await readExpected(dir);
   const options = await readLoadOptions(dir, flags);
-  const { device, dtype, limits, verdicts } = await withModel(dir, options, context, (model) =>
-    checkPrompts(model, prompts, flags, context),
+  const { device, dtype, kvDtype, limits, verdicts } = await withModel(
+    dir,
+    options,
+    context,
+    (model) => checkPrompts(model, prompts, flags, context),
   );
   const wanted = { batches: flags.batch, margin: limits.margin };
   const batches = await verifyBatches(dir, options, prompts, wanted, context);
   const failed = verdicts.filter(({ passed }) => !passed).length;
   const passed = failed === 0 && batches.every((batch) => batch.passed);
   if (context.json) {
-    context.printJson({ dir, device, dtype, ...limits, prompts: verdicts, batches, passed });
+    const origin = { dir, device, dtype, kvDtype };
+    context.printJson({ ...origin, ...limits, prompts: verdicts, batches, passed });
   } else {
-    context.print(describe({ verdicts, batches, passed }, limits, `${device}, ${dtype}`));
+    const where = `${device}, ${dtype}${kvDtype === dtype ? '' : `, KV cache ${kvDtype}`}`;
+    context.print(describe({ verdicts, batches, passed }, limits, where));
   }
   if (passed) return;
   const which = failed > 0 ? `${failed} of ${plural(verdicts.length, 'prompt')}` : 'batches';
@@ -137,7 +143,7 @@ async function checkPrompts(
   const limits = { metric, tolerance, margin: flags.margin ?? defaultMargin[metric] };
   const verdicts: PromptVerdict[] = [];
   for (const prompt of prompts) verdicts.push(await checkPrompt(model, prompt, limits, context));
-  return { device, dtype, limits, verdicts };
+  return { device, dtype, kvDtype, limits, verdicts };
 }
 
 async function checkPrompt(

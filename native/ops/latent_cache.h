@@ -61,8 +61,8 @@ inline void expect_latent_cache(const char* name, const Tensor& cache, int64_t l
     return expect(name, cache, bf16 ? DType::kBF16 : DType::kF32, -1, latent + rope);
   }
   expect(name, cache, DType::kF8E4M3, -1, LatentCache::row_bytes(latent, rope));
-  check(cache.contiguous() && cache.dim(0) % kBlockTokens == 0, name,
-        ": expected whole blocks of ", kBlockTokens, " slots, got ", cache);
+  check(cache.contiguous() && cache.dim(0) % kBlockTokens == 0, name, ": expected whole blocks of ",
+        kBlockTokens, " slots, got ", cache);
 }
 
 }  // namespace loza

@@ -36,7 +36,8 @@ const noAddon = { env: { LOZA_ADDON_PATH: '/nowhere/loza.node' } };
 test('streaming attentions keep their sink and local blocks', () => {
   const sizes = { latentDim: 512, ropeDim: 64, sinkBlocks: 1, localBlocks: 7 };
   const row = 576 * 2;
-  const bytes = (layerType: string, tokens: number) => kvBytes({ ...sizes, layerType }, tokens, 'bf16');
+  const bytes = (layerType: string, tokens: number) =>
+    kvBytes({ ...sizes, layerType }, tokens, 'bf16');
   expect(bytes('01', 1)).toEqual({ full: 256 * row, loza: 256 * row });
   expect(bytes('01', 1024)).toEqual({ full: 2048 * row, loza: 2048 * row });
   expect(bytes('01', 8192)).toEqual({ full: 16384 * row, loza: (8192 + 1024) * row });

@@ -9,7 +9,8 @@ import { goldenDir, tinyDir } from '../support/goldens';
 import { randomTokens } from '../support/prompts';
 
 const golden = path.join(goldenDir, 'longcat-zigzag-yarn');
-const load = () => LanguageModel.load(golden, { device: 'cpu', maxTokens: 4096 });
+const load = (kvDtype: 'auto' | 'fp8' = 'auto') =>
+  LanguageModel.load(golden, { device: 'cpu', maxTokens: 4096, kvDtype });
 const prompt = randomTokens(1500, 320, 4);
 const options = { maxNewTokens: 1000, ignoreEos: true };
 
@@ -124,8 +125,8 @@ describe('what no query may read can hold anything', () => {
   const generate = (model: LanguageModel) =>
     model.generate(prompt, { maxNewTokens: 40, ignoreEos: true, logprobs: true }).result();
 
-  test('NaN in unused and freed blocks changes nothing', async () => {
-    await using model = await load();
+  test.each(['auto', 'fp8'] as const)('NaN in unused and freed blocks, kvDtype %s', async (kv) => {
+    await using model = await load(kv);
     const clean = await generate(model);
     const freed = poisonUnusedBlocks(model);
     const poisoned = await generate(model);
@@ -144,7 +145,9 @@ function poisonUnusedBlocks(model: LanguageModel): () => number {
   for (const group of groups) {
     const poison = (block: number) => {
       for (let n = 0; n < group.attentions.length; n++) {
-        ops.fill(group.cache(n).slice(0, block * 128, (block + 1) * 128), NaN);
+        const rows = group.cache(n).slice(0, block * 128, (block + 1) * 128);
+        const floats = rows.bytes / 4; // NaN scales, codes and keys, where it is FP8
+        ops.fill(rows.dtype === 'f8e4m3' ? rows.view('f32', [floats], [1], 0) : rows, NaN);
       }
     };
     for (let block = 0; block < group.pool.capacity; block++) poison(block);

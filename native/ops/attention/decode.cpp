@@ -196,8 +196,7 @@ LOZA_INLINE void load_scaled(float* to, const T* from, int64_t count, float scal
 
 LOZA_INLINE void load_quantised_tile(State& s, int64_t slot, int64_t count) {
   const Shape& shape = s.shape;
-  const LatentCache cache =
-      latent_cache(s.params.cache, shape.latent, shape.depth - shape.latent);
+  const LatentCache cache = latent_cache(s.params.cache, shape.latent, shape.depth - shape.latent);
   for (int64_t j = 0; j < count; j++) {
     float* to = s.tile + j * s.stride;
     load_scaled(to, cache.codes<const simd::F8E4M3>(slot + j), cache.latent,

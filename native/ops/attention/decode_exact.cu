@@ -140,29 +140,28 @@ void launch_decode(const AttentionDecodeParams& params, const Cache& cache, Cuda
   const size_t bytes = Storage::bytes(q.dim(2), out.dim(2));
   loza::check(bytes <= 48 * 1024, "attention_decode: no kernel for ", q.dim(2), " columns");
   const dim3 grid(static_cast<unsigned>(q.dim(0)), static_cast<unsigned>(q.dim(1)));
-  const DecodeParams<Act, Cache> decode{
-      .out = out.as<Act>(),
-      .lse = params.lse ? params.lse.as<float>() : nullptr,
-      .q = q.as<const Act>(),
-      .cache = cache,
-      .block_table = params.block_table.as<const int32_t>(),
-      .first_local = params.first_local.as<const int32_t>(),
-      .query_starts = params.query_starts.as<const int32_t>(),
-      .positions = params.positions.as<const int32_t>(),
-      .out_row = out.stride(0),
-      .out_head = out.stride(1),
-      .lse_row = params.lse ? params.lse.stride(0) : 0,
-      .lse_head = params.lse ? params.lse.stride(1) : 0,
-      .q_row = q.stride(0),
-      .q_head = q.stride(1),
-      .table_row = params.block_table.stride(0),
-      .slots = params.cache.dim(0),
-      .latent = static_cast<int>(out.dim(2)),
-      .width = static_cast<int>(q.dim(2)),
-      .sequences = static_cast<int>(params.block_table.dim(0)),
-      .entries = static_cast<int>(params.block_table.dim(1)),
-      .scale = params.softmax_scale,
-      .range = params.range};
+  const DecodeParams<Act, Cache> decode{.out = out.as<Act>(),
+                                        .lse = params.lse ? params.lse.as<float>() : nullptr,
+                                        .q = q.as<const Act>(),
+                                        .cache = cache,
+                                        .block_table = params.block_table.as<const int32_t>(),
+                                        .first_local = params.first_local.as<const int32_t>(),
+                                        .query_starts = params.query_starts.as<const int32_t>(),
+                                        .positions = params.positions.as<const int32_t>(),
+                                        .out_row = out.stride(0),
+                                        .out_head = out.stride(1),
+                                        .lse_row = params.lse ? params.lse.stride(0) : 0,
+                                        .lse_head = params.lse ? params.lse.stride(1) : 0,
+                                        .q_row = q.stride(0),
+                                        .q_head = q.stride(1),
+                                        .table_row = params.block_table.stride(0),
+                                        .slots = params.cache.dim(0),
+                                        .latent = static_cast<int>(out.dim(2)),
+                                        .width = static_cast<int>(q.dim(2)),
+                                        .sequences = static_cast<int>(params.block_table.dim(0)),
+                                        .entries = static_cast<int>(params.block_table.dim(1)),
+                                        .scale = params.softmax_scale,
+                                        .range = params.range};
   decode_kernel<<<grid, kThreads, bytes, stream.handle()>>>(decode);
   check_launch("attention_decode");
 }

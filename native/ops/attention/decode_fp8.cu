@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (warp >= 12) {
     release_registers<40>();
     if (warp == 12)
-      return produce_fp8(problem, launch, shared, Fp8Maps{&q_map, &code_map, &rope_map, &scale_map});
+      return produce_fp8(problem, launch, shared,
+                         Fp8Maps{&q_map, &code_map, &rope_map, &scale_map});
     return cluster_wait();
   }
   if (warp >= 4) {
@@ -90,8 +91,8 @@ template <class Traits>
 TensorMap map_lines(const DecodeProblem& problem, DType dtype, uint32_t box_rows, Swizzle swizzle) {
   constexpr uint64_t kLine = 128;
   const uint64_t columns = kLine / size_of(dtype);
-  const uint64_t sizes[] = {columns,
-                            static_cast<uint64_t>(problem.slots / kBlockTokens) * Traits::kRowBytes};
+  const uint64_t sizes[] = {
+      columns, static_cast<uint64_t>(problem.slots / kBlockTokens) * Traits::kRowBytes};
   const uint64_t strides[] = {kLine};
   const uint32_t box[] = {static_cast<uint32_t>(columns), box_rows};
   return make_tensor_map(dtype, problem.cache, sizes, strides, box, swizzle);

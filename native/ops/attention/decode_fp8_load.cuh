@@ -125,7 +125,7 @@ struct Fp8Producer {
 
 template <class Traits>
 __device__ void produce_fp8(const DecodeProblem& problem, const DecodeLaunch& launch,
-                        DecodeStorage<Traits>& shared, const Fp8Maps& maps) {
+                            DecodeStorage<Traits>& shared, const Fp8Maps& maps) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes, cta = static_cast<int>(blockIdx.x);
   const int groups = launch.groups, group = cta % groups, unit_rows = groups * Traits::kRows;
   const int share = cta / groups % launch.shares;

@@ -10,15 +10,15 @@ template <class Traits>
 struct Fp8Scores {
   float scores[Traits::kScores];  // [8 i + 2 j + b, half]: 4 i + 2 half + b
   float total[Traits::kScoreRows];
-  float scale[2];   // of the thread's two keys
-  int32_t key[2];   // in the tile
+  float scale[2];  // of the thread's two keys
+  int32_t key[2];  // in the tile
   int32_t warp, lane;
   uint32_t p_parity = 0;
 };
 
 template <class Traits>
 __device__ void begin_fp8_scores(const DecodeProblem& problem, const Unit& unit,
-                             DecodeStorage<Traits>& shared, Fp8Scores<Traits>& state) {
+                                 DecodeStorage<Traits>& shared, Fp8Scores<Traits>& state) {
 #pragma unroll
   for (float& total : state.total) total = 0;
   const int row = static_cast<int>(threadIdx.x);
@@ -76,7 +76,7 @@ __device__ __forceinline__ void multiply_rope(const DecodeStorage<Traits>& share
 
 template <class Traits>
 __device__ __forceinline__ void multiply_codes(DecodeStorage<Traits>& shared, const Fp8Tile& tile,
-                                              Fp8Scores<Traits>& state) {
+                                               Fp8Scores<Traits>& state) {
   constexpr int kHalves = 2 * Traits::kCodePanels;  // of 64 columns
   Chunk chunks[2];
   uint32_t operands[2][4][4];
@@ -86,7 +86,7 @@ __device__ __forceinline__ void multiply_codes(DecodeStorage<Traits>& shared, co
       chunks[half].load(tile.codes[index / 2],
                         chunk_offset(state.key[half], index % 2 * 4 + state.lane % 4));
   };
-  const auto convert = [&](uint32_t (&to)[4][4]) {
+  const auto convert = [&](uint32_t(&to)[4][4]) {
 #pragma unroll
     for (int step = 0; step < 4; step++) {
 #pragma unroll
@@ -129,8 +129,9 @@ __device__ __forceinline__ void multiply_codes(DecodeStorage<Traits>& shared, co
 
 // Hides what a pair does not see. What lies behind the highest position may be anything, its scale too.
 template <class Traits>
-__device__ void mask_fp8_scores(const Unit& unit, int first_key, const DecodeStorage<Traits>& shared,
-                            const KeyRange& range, Fp8Scores<Traits>& state) {
+__device__ void mask_fp8_scores(const Unit& unit, int first_key,
+                                const DecodeStorage<Traits>& shared, const KeyRange& range,
+                                Fp8Scores<Traits>& state) {
 #pragma unroll
   for (int i = 0; i < Traits::kScores; i++) {
     const int half = i / 2 % 2, row = i / 4 * 8 + state.lane % 4 * 2 + i % 2;
@@ -217,7 +218,7 @@ __device__ __forceinline__ void store_keys(uint32_t to, uint32_t left, uint32_t 
 // Scores become p times the key's scale, in shared memory as [kRows, 64 keys].
 template <class Traits>
 __device__ __forceinline__ void store_fp8_numerators(DecodeStorage<Traits>& shared,
-                                                 Fp8Scores<Traits>& state) {
+                                                     Fp8Scores<Traits>& state) {
   const uint32_t p = shared_address(shared.p);
   const int lane = state.lane, warp = state.warp;
   const float unit[2] = {state.scale[0] * kValueUnit, state.scale[1] * kValueUnit};
@@ -227,21 +228,20 @@ __device__ __forceinline__ void store_fp8_numerators(DecodeStorage<Traits>& shar
     const float base[2] = {softmax.x, softmax.y}, shrink[2] = {softmax.z, softmax.w};
     float values[4];
 #pragma unroll
-    for (int k = 0; k < 4; k++)
-      values[k] = exp2_fast(state.scores[4 * i + k] - base[k % 2]);
+    for (int k = 0; k < 4; k++) values[k] = exp2_fast(state.scores[4 * i + k] - base[k % 2]);
 #pragma unroll
     for (int b = 0; b < 2; b++)
-      state.total[2 * i + b] =
-          fmaf(state.total[2 * i + b], shrink[b], values[b] + values[2 + b]);
+      state.total[2 * i + b] = fmaf(state.total[2 * i + b], shrink[b], values[b] + values[2 + b]);
     store_keys(p + tile_offset<kTileKeys>(i * 8 + lane % 8, warp * 2 + lane / 8 % 2),
-                     pack(values[0] * unit[0], values[1] * unit[0]),
-                     pack(values[2] * unit[1], values[3] * unit[1]));
+               pack(values[0] * unit[0], values[1] * unit[0]),
+               pack(values[2] * unit[1], values[3] * unit[1]));
   }
 }
 
 // After the last tile: the pairs' totals, for whoever stores the sums.
 template <class Traits>
-__device__ void store_fp8_totals(DecodeStorage<Traits>& shared, Fp8Scores<Traits>& state, bool broken) {
+__device__ void store_fp8_totals(DecodeStorage<Traits>& shared, Fp8Scores<Traits>& state,
+                                 bool broken) {
   exchange_pairs(shared, state.total, state, [](float a, float b) { return a + b; });
   const int row = static_cast<int>(threadIdx.x);
   if (row >= Traits::kRows) return;
@@ -253,8 +253,8 @@ __device__ void store_fp8_totals(DecodeStorage<Traits>& shared, Fp8Scores<Traits
 // From a tile's scores to its numerators.
 template <class Traits>
 __device__ __forceinline__ void publish_fp8_scores(const DecodeProblem& problem,
-                                               DecodeStorage<Traits>& shared, int tile,
-                                               Fp8Scores<Traits>& state) {
+                                                   DecodeStorage<Traits>& shared, int tile,
+                                                   Fp8Scores<Traits>& state) {
   const Unit& unit = shared.work.unit;
   const int block = absolute_block(unit, tile / kBlockTiles);
   const int first_key = block * kBlockTokens + tile % kBlockTiles * kTileKeys;
@@ -280,7 +280,7 @@ __device__ __forceinline__ void publish_fp8_scores(const DecodeProblem& problem,
 
 template <class Traits>
 __device__ void make_fp8_scores(const DecodeProblem& problem, const DecodeLaunch& launch,
-                            DecodeStorage<Traits>& shared) {
+                                DecodeStorage<Traits>& shared) {
   Fp8Scores<Traits> state;
   state.warp = static_cast<int>(threadIdx.x) % 128 / kLanes;
   state.lane = static_cast<int>(threadIdx.x) % kLanes;

@@ -25,8 +25,9 @@ struct Fp8Traits {
   static constexpr int kStages = 3;
   static constexpr int kLatent = 512, kRope = 64;
   static constexpr int kRowBytes = kLatent + 2 * kRope + 4;
-  static constexpr int kCodePanel = 128, kCodePanels = kLatent / kCodePanel;  // columns of 128 bytes
-  static constexpr int kPanel = 64, kLatentPanels = kLatent / kPanel;         // the same of q
+  static constexpr int kCodePanel = 128,
+                       kCodePanels = kLatent / kCodePanel;             // columns of 128 bytes
+  static constexpr int kPanel = 64, kLatentPanels = kLatent / kPanel;  // the same of q
   static constexpr int kPanels = kLatentPanels + 1;
   static constexpr int kScores = kRows * kTileKeys / 128;  // of a thread
   static constexpr int kScoreRows = kRows / 4;             // pairs that a thread has scores of

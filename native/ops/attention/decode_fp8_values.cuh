@@ -42,8 +42,7 @@ __device__ void arrange_columns(bf16* panel, int row, bool latent) {
       for (int j = 0; j < 4; j++) {
         const uint32_t first = in[8 * j + 2 * s], second = in[8 * j + 2 * s + 1];
         const uint32_t pair = __byte_perm(first, second, o == 0 ? 0x5410 : 0x7632);
-        out[8 * s + 4 * o + j] =
-            latent ? scale_pair(pair, kQueryUnit) : o == 0 ? first : second;
+        out[8 * s + 4 * o + j] = latent ? scale_pair(pair, kQueryUnit) : o == 0 ? first : second;
       }
 #pragma unroll
   for (int chunk = 0; chunk < 8; chunk++)
@@ -110,7 +109,7 @@ __device__ __forceinline__ void multiply_columns(DecodeStorage<Traits>& shared, 
           *reinterpret_cast<const uint2*>(rows[k % 2] + (step * 16 + k / 2 * 8) * 128);
   };
   // Of chain m and the one after it: m row 2 m + half, keys `pair` of the thread's two pairs.
-  const auto convert = [&](uint32_t (&to)[2][4], int word) {
+  const auto convert = [&](uint32_t(&to)[2][4], int word) {
     const auto get = [&](int k) { return word == 0 ? columns.keys[k].x : columns.keys[k].y; };
 #pragma unroll
     for (int m = 0; m < 2; m++)
@@ -170,7 +169,7 @@ constexpr float kSumUnit = 1 / (kCodeUnit * kValueUnit);
 template <class Traits>
 __device__ void stage_fp8_sums(DecodeStorage<Traits>& shared, const Fp8Values<Traits>& state) {
   values_sync();
-  for_each_run(state, [&](int row, int column, float (&values)[8]) {
+  for_each_run(state, [&](int row, int column, float(&values)[8]) {
     float* to = shared.sums + row * Traits::kSumsRow + column;
 #pragma unroll
     for (float& value : values) value *= kSumUnit;
@@ -182,7 +181,7 @@ __device__ void stage_fp8_sums(DecodeStorage<Traits>& shared, const Fp8Values<Tr
 template <class Traits>
 __device__ void stage_fp8_results(DecodeStorage<Traits>& shared, const Fp8Values<Traits>& state) {
   values_sync();
-  for_each_run(state, [&](int row, int column, float (&values)[8]) {
+  for_each_run(state, [&](int row, int column, float(&values)[8]) {
     const float inverse = kSumUnit / shared.total[row];
 #pragma unroll
     for (float& value : values) value *= inverse;

@@ -27,8 +27,7 @@ void fill_random(const FillRandomParams& params) {
     for (int64_t pair = begin; pair < end; pair++) {
       const auto [first, second] = random_pair(seed, pair);
       out[2 * pair] = narrow<T>(static_cast<float>(first) * unit);
-      if (2 * pair + 1 < count)
-        out[2 * pair + 1] = narrow<T>(static_cast<float>(second) * unit);
+      if (2 * pair + 1 < count) out[2 * pair + 1] = narrow<T>(static_cast<float>(second) * unit);
     }
   });
 }
