@@ -11,6 +11,7 @@ import { WeightChecker, WeightLoader } from './checkpoint/weights';
 import { Engine } from './engine/engine';
 import type { SchedulerLimits } from './engine/scheduler';
 import { LozaError, throwIfAborted } from './errors';
+import { cacheRowWidth, type CacheDtype } from './kv/cache-row';
 import {
   blocksFor,
   blockTokens,
@@ -27,7 +28,7 @@ import { findFamily } from './model/registry';
 import type { DeviceKind, NativeDeviceInfo } from './native/binding';
 import { Device, listDevices } from './native/device';
 import { Ops } from './native/ops';
-import { bytesPerElement, type DType } from './native/tensor';
+import { bytesPerElement } from './native/tensor';
 import type { BatchLimits } from './runner/batch';
 import { DecodeGraphs } from './runner/decode-graphs';
 import { ModelRunner } from './runner/model-runner';
@@ -50,7 +51,9 @@ export interface LoadedModel {
   deviceInfo: NativeDeviceInfo;
   /** Why 'auto' did not take a GPU. */
   deviceNote: string | undefined;
-  cacheDtype: 'f32' | 'bf16';
+  /** What activations of a GPU are, and the KV cache unless it is FP8. */
+  dtype: 'f32' | 'bf16';
+  kvDtype: CacheDtype;
   maxTokens: number;
   groups: readonly LayerGroup[];
   engine: Engine;
@@ -128,10 +131,10 @@ export async function loadModel(dir: string, options: ResolvedLoadOptions): Prom
   if (options.loadFormat !== 'dummy') await checkScales(plan.checkpoint, options.signal);
   throwIfAborted(options.signal);
   const { info, note } = chooseDevice(options.device);
-  const cacheDtype = cacheType(info.kind, options.dtype, plan.checkpoint);
-  const device = new Device(info.kind, info.kind === 'cpu' ? 'f32' : cacheDtype);
+  const dtype = computeType(info.kind, options.dtype, plan.checkpoint);
+  const device = new Device(info.kind, info.kind === 'cpu' ? 'f32' : dtype);
   try {
-    const loaded = await loadOnto(device, plan, options, cacheDtype);
+    const loaded = await loadOnto(device, plan, options, dtype);
     return { ...loaded, deviceInfo: info, deviceNote: note };
   } catch (error) {
     device.close();
@@ -143,7 +146,7 @@ async function loadOnto(
   device: Device,
   plan: LoadPlan,
   options: ResolvedLoadOptions,
-  cacheDtype: 'f32' | 'bf16',
+  dtype: 'f32' | 'bf16',
 ): Promise<Omit<LoadedModel, 'deviceInfo' | 'deviceNote'>> {
   const { model, table, maxPosition } = plan;
   const ops = new Ops(device.makeStream(), device.makeArena());
@@ -157,9 +160,10 @@ async function loadOnto(
 
   const maxTokens =
     options.maxTokens ?? Math.min(Math.max(maxPosition, 16_384), mostDefaultTokens[device.kind]);
+  const kvDtype = cacheType(options.kvDtype, dtype);
   const step = stepLimits(options, device.kind);
   const { prefixCache } = options;
-  const groups = makeGroups(device, plan, { ...step, prefixCache }, cacheDtype, maxTokens);
+  const groups = makeGroups(device, plan, { ...step, prefixCache }, kvDtype, maxTokens);
   const angles = uploadAngles(device, ops, table, options.rope.exactAngles);
   const limits = batchLimits(model, options, device);
   const graphs = options.decodeGraphs ?? device.kind === 'cuda';
@@ -176,7 +180,7 @@ async function loadOnto(
   await ops.stream.synchronize();
   const engine = new Engine(runner, step);
   const parts = { ops, model: built, angles, limits, runner };
-  return { plan, device, cacheDtype, maxTokens, groups, engine, parts };
+  return { plan, device, dtype, kvDtype, maxTokens, groups, engine, parts };
 }
 
 /** 'auto' takes the best usable device; a named one is taken or its reason thrown. */
@@ -193,14 +197,22 @@ export function chooseDevice(wanted: ResolvedLoadOptions['device']): {
   return { info, note };
 }
 
-/** Type of the KV cache, which is that of activations too on a GPU; the CPU computes in f32. */
-export function cacheType(
+/** Type of activations on a GPU, and of the KV cache unless it is FP8; the CPU computes in f32. */
+export function computeType(
   kind: DeviceKind,
   dtype: ResolvedLoadOptions['dtype'],
   checkpoint: Pick<Checkpoint, 'tensors'>,
 ): 'f32' | 'bf16' {
   if (dtype !== 'auto') return dtype === 'float32' ? 'f32' : 'bf16';
   return kind === 'cpu' || isFloat32(checkpoint) ? 'f32' : 'bf16';
+}
+
+/** Type of the KV cache. */
+export function cacheType(
+  kvDtype: ResolvedLoadOptions['kvDtype'],
+  dtype: 'f32' | 'bf16',
+): CacheDtype {
+  return kvDtype === 'fp8' ? 'f8e4m3' : dtype;
 }
 
 /** Where a GPU has no room for a model in float32, the error names bfloat16. */
@@ -265,11 +277,11 @@ export function makeGroups(
   device: Pick<Device, 'allocate' | 'release'>,
   { model, pattern }: LoadPlan,
   { stepTokens, maxSequences, prefixCache }: PoolLimits,
-  dtype: DType,
+  dtype: CacheDtype,
   maxTokens: number,
 ): LayerGroup[] {
   const { mla, attentions } = model;
-  const width = mla.kvLoraRank + mla.ropeDim;
+  const width = cacheRowWidth(dtype, mla.kvLoraRank, mla.ropeDim);
   const full = blocksFor(maxTokens);
   const kinds: LayerGroupKind[] = ['full', 'streaming'];
   return kinds.flatMap((kind) => {

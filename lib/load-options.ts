@@ -32,6 +32,11 @@ export interface LoadOptions {
    * checkpoint that is stored in float32, and bfloat16 for all others.
    */
   dtype?: 'auto' | 'float32' | 'bfloat16' | undefined;
+  /**
+   * 'fp8' keeps the latents of the KV cache as e4m3 with one scale a token: 56 % of bfloat16's bytes for
+   * released models, and an output slightly off. 'auto' keeps them as `dtype` says.
+   */
+  kvDtype?: 'auto' | 'fp8' | undefined;
   /** Tokens that all sequences in flight may keep together: the KV budget. Default: the model's positions, within 16,384 and 65,536 (131,072 on a GPU). */
   maxTokens?: number | undefined;
   rope?: RopeOptions | undefined;
@@ -72,6 +77,7 @@ export interface ResolvedLoadOptions {
   configOverrides: ConfigOverrides;
   attention: AttentionOption;
   dtype: 'auto' | 'float32' | 'bfloat16';
+  kvDtype: 'auto' | 'fp8';
   maxTokens: number | undefined;
   rope: { yarnFactor: number | undefined; exactAngles: boolean };
   stepTokens: number | undefined;
@@ -93,6 +99,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
     'configOverrides',
     'attention',
     'dtype',
+    'kvDtype',
     'maxTokens',
     'rope',
     'stepTokens',
@@ -121,6 +128,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
     ...resolveFormat(options),
     attention,
     dtype: oneOf('dtype', options.dtype ?? 'auto', ['auto', 'float32', 'bfloat16']),
+    kvDtype: oneOf('kvDtype', options.kvDtype ?? 'auto', ['auto', 'fp8']),
     maxTokens: integer('maxTokens', options.maxTokens, 2 ** 30),
     ...resolveStep(options),
     maxSequences: integer('maxSequences', options.maxSequences, 4096) ?? 16,

@@ -45,6 +45,8 @@ export interface RopeInfo {
 
 export interface LoadedModelInfo extends ModelInfo {
   dtype: 'float32' | 'bfloat16';
+  /** What the KV cache is kept in. */
+  kvDtype: 'float32' | 'bfloat16' | 'fp8';
   device: DeviceKind;
   deviceName: string;
   /** Why `device: 'auto'` did not take a GPU. */
@@ -109,11 +111,15 @@ export function describePlan(plan: LoadPlan): ModelInfo {
   };
 }
 
+/** As load options spell them. */
+export const dtypeNames = { f32: 'float32', bf16: 'bfloat16', f8e4m3: 'fp8' } as const;
+
 export function describeModel(loaded: LoadedModel): LoadedModelInfo {
-  const { plan, deviceInfo, deviceNote, cacheDtype, maxTokens } = loaded;
+  const { plan, deviceInfo, deviceNote, dtype, kvDtype, maxTokens } = loaded;
   return {
     ...describePlan(plan),
-    dtype: cacheDtype === 'bf16' ? 'bfloat16' : 'float32',
+    dtype: dtypeNames[dtype],
+    kvDtype: dtypeNames[kvDtype],
     device: deviceInfo.kind,
     deviceName: deviceInfo.name,
     ...(deviceNote === undefined ? {} : { deviceNote }),

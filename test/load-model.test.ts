@@ -1,7 +1,7 @@
 import { openCheckpoint } from '../lib/checkpoint/checkpoint';
 import type { TensorEntry } from '../lib/checkpoint/safetensors';
 import { LozaError } from '../lib/errors';
-import { cacheType, withDtypeHint } from '../lib/load-model';
+import { cacheType, computeType, withDtypeHint } from '../lib/load-model';
 import { goldenDir, tinyDir } from './support/goldens';
 
 describe('what a model computes in', () => {
@@ -24,17 +24,25 @@ describe('what a model computes in', () => {
     ['bfloat16 with float32 norms', stored('BF16', 'F32 vector'), 'bf16'],
     ['nothing', stored(), 'bf16'],
   ])('a GPU, for a checkpoint with %s', (_, checkpoint, expected) => {
-    expect(cacheType('cuda', 'auto', checkpoint)).toBe(expected);
-    expect(cacheType('cuda', 'float32', checkpoint)).toBe('f32');
-    expect(cacheType('cuda', 'bfloat16', checkpoint)).toBe('bf16');
-    expect(cacheType('cpu', 'auto', checkpoint)).toBe('f32');
-    expect(cacheType('cpu', 'bfloat16', checkpoint)).toBe('bf16');
+    expect(computeType('cuda', 'auto', checkpoint)).toBe(expected);
+    expect(computeType('cuda', 'float32', checkpoint)).toBe('f32');
+    expect(computeType('cuda', 'bfloat16', checkpoint)).toBe('bf16');
+    expect(computeType('cpu', 'auto', checkpoint)).toBe('f32');
+    expect(computeType('cpu', 'bfloat16', checkpoint)).toBe('bf16');
   });
 
   test('a golden is float32, loza-tiny bfloat16', async () => {
-    expect(cacheType('cuda', 'auto', await openCheckpoint(`${goldenDir}/deepseek-v2`))).toBe('f32');
-    expect(cacheType('cuda', 'auto', await openCheckpoint(tinyDir))).toBe('bf16');
+    expect(computeType('cuda', 'auto', await openCheckpoint(`${goldenDir}/deepseek-v2`))).toBe(
+      'f32',
+    );
+    expect(computeType('cuda', 'auto', await openCheckpoint(tinyDir))).toBe('bf16');
   });
+});
+
+test('the KV cache has that type, or FP8 latents', () => {
+  expect(cacheType('auto', 'bf16')).toBe('bf16');
+  expect(cacheType('auto', 'f32')).toBe('f32');
+  expect(cacheType('fp8', 'f32')).toBe('f8e4m3');
 });
 
 test('a GPU without room for float32 names bfloat16', () => {

@@ -42,7 +42,7 @@ describe('LongCat-Flash at 1M tokens in bf16', () => {
     const window = attention === 'full' ? 0 : 31.5 / 1024;
     expect(gibibytes(resident)).toBeCloseTo(expected + window, 10);
     // What inspect prints is the same, and the pools take no more than a chunk on top of it.
-    expect(kvBytes(describePlan(plan), million, 2)).toEqual({ full, loza: resident });
+    expect(kvBytes(describePlan(plan), million, 'bf16')).toEqual({ full, loza: resident });
     expect(gibibytes(bytes)).toBeGreaterThanOrEqual(gibibytes(resident));
     expect(gibibytes(bytes)).toBeLessThan(expected + 0.35);
   });

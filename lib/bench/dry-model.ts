@@ -1,7 +1,14 @@
 import { DummyLoader } from '../checkpoint/dummy-weights';
 import { placeholder } from '../checkpoint/weights';
 import type { Sequence } from '../engine/sequence';
-import { batchLimits, cacheType, makeGroups, uploadAngles, type LoadPlan } from '../load-model';
+import {
+  batchLimits,
+  cacheType,
+  computeType,
+  makeGroups,
+  uploadAngles,
+  type LoadPlan,
+} from '../load-model';
 import { stepLimits, type ResolvedLoadOptions } from '../load-options';
 import type { LayerGroup } from '../kv/layer-group';
 import type { Model } from '../model/model';
@@ -32,7 +39,13 @@ export interface DryStep {
 export class DryModel {
   readonly groups: readonly LayerGroup[];
   /** Bytes of weights and KV pools. */
-  readonly bytes: Record<Purpose, number> = { weights: 0, mappedWeights: 0, kv: 0, workspace: 0 };
+  readonly bytes: Record<Purpose, number> = {
+    weights: 0,
+    mappedWeights: 0,
+    kv: 0,
+    workspace: 0,
+    host: 0,
+  };
   private readonly arena = new DryArena();
   private readonly ops: Ops;
   private readonly model: Model;
@@ -44,7 +57,7 @@ export class DryModel {
     options: ResolvedLoadOptions,
     kind: DeviceKind,
   ) {
-    const dtype = cacheType(kind, options.dtype, plan.checkpoint);
+    const dtype = computeType(kind, options.dtype, plan.checkpoint);
     const activation = kind === 'cpu' ? 'f32' : dtype;
     const device = {
       allocate: (dtype: DType, shape: readonly number[], purpose: Purpose): Tensor => {
@@ -58,9 +71,9 @@ export class DryModel {
     const { model, table } = plan;
     const loader = new DummyLoader(plan.checkpoint.config, device, this.ops, 0);
     this.model = model.build(loader, table.softmaxFactor);
-    const { maxTokens = 0, prefixCache, rope } = options;
+    const { maxTokens = 0, kvDtype, prefixCache, rope } = options;
     const limits = { ...stepLimits(options, kind), prefixCache };
-    this.groups = makeGroups(device, plan, limits, dtype, maxTokens);
+    this.groups = makeGroups(device, plan, limits, cacheType(kvDtype, dtype), maxTokens);
     this.angles = uploadAngles(device, this.ops, table, rope.exactAngles);
     this.limits = batchLimits(model, options, { kind, activation });
   }

@@ -187,12 +187,12 @@ const workOf: Partial<Record<NativeOperation, CallWork>> = {
   },
   GatherRows: (args) => {
     const [out, table, ids] = args as [Tensor, Tensor, Tensor];
-    const read = out.elements * elementOf(table);
+    const read = ids.elements * table.dim(1) * elementOf(table);
     return { bytes: out.bytes + read + ids.bytes, flops: 0 };
   },
   LatentStore: (args) => {
     const [cache, kv, weight, table, slots] = args as [Tensor, Tensor, Tensor, Tensor, Tensor];
-    const written = kv.elements * elementOf(cache);
+    const written = slots.elements * cache.dim(1) * elementOf(cache);
     const query = 2 * bytesOf(args[7]) + bytesOf(args[8]);
     const read = kv.bytes + weight.bytes + table.bytes + slots.bytes;
     return { bytes: written + read + query, flops: 0 };
@@ -206,7 +206,7 @@ const workOf: Partial<Record<NativeOperation, CallWork>> = {
     const [sinkBlocks, localBlocks] = args.slice(-2) as [number, number];
     const range = { sinkBlocks, localBlocks };
     const [rows, heads, latent] = [q.dim(0), q.dim(1), out.dim(2)];
-    const cache = tensorsOf(args, 2).find((tensor) => tensor.dim(1) === q.dim(2)) as Tensor;
+    const cache = args[3] as Tensor;
     return decodeWork({
       ...{ rows, heads, latent, rope: q.dim(2) - latent },
       keys: (rows / count) * keysSeen(position, position + count - 1, range),

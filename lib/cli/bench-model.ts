@@ -120,7 +120,7 @@ export function registerBenchModel(bench: Command, context: Context): void {
         .default('md'),
     );
   addLoadFlags(command, [
-    ...(['device', 'dtype', 'yarnFactor', 'sinkBlocks', 'localBlocks'] as const),
+    ...(['device', 'dtype', 'kvDtype', 'yarnFactor', 'sinkBlocks', 'localBlocks'] as const),
     ...dummyFlags,
   ])
     .addHelpText('after', examples)

@@ -67,7 +67,7 @@ export function registerDemo(program: Command, context: Context): void {
   const command = program
     .command('demo')
     .description('Finds a pass key in a long text three times, to show what LoZA does.');
-  addLoadFlags(command, ['device', 'dtype', 'chunkTokens'])
+  addLoadFlags(command, ['device', 'dtype', 'kvDtype', 'chunkTokens'])
     .addHelpText('after', examples)
     .action((flags: LoadFlags) => demo(flags, context));
 }
@@ -79,9 +79,9 @@ async function demo(flags: LoadFlags, context: Context): Promise<void> {
   const runs: DemoRun[] = [];
   let found: Found | undefined;
   for (const contestant of contestants) {
-    const { device, dtype, chunkTokens } = flags;
+    const { device, dtype, kvDtype, chunkTokens } = flags;
     const { attention } = contestant;
-    const options = { device, dtype, chunkTokens, attention, prefixCache: false };
+    const options = { device, dtype, kvDtype, chunkTokens, attention, prefixCache: false };
     await withModel(bundledModel, options, context, async (model) => {
       if (found === undefined) {
         found = await locate(model, riddle);

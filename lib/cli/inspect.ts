@@ -1,8 +1,9 @@
 import type { Command } from 'commander';
 
+import { cacheRowBytes, type CacheDtype } from '../kv/cache-row';
 import { blocksFor, blockTokens } from '../kv/layer-group';
 import type { LoadPlan } from '../load-model';
-import { describePlan, type ModelInfo, type RopeInfo } from '../model-info';
+import { describePlan, dtypeNames, type ModelInfo, type RopeInfo } from '../model-info';
 import type { Context } from './context';
 import {
   formatBytes,
@@ -26,13 +27,10 @@ interface DtypeWeights {
 interface KvRow {
   tokens: number;
   beyond: boolean;
-  bytes: { dtype: CacheDtype; full: number; loza: number }[];
+  bytes: { dtype: (typeof dtypeNames)[CacheDtype]; full: number; loza: number }[];
 }
 
-type CacheDtype = 'bfloat16' | 'float32';
-
 const contextLengths = [8, 32, 128, 256, 1024].map((k) => k * 1024);
-const elementBytes = { bfloat16: 2, float32: 4 } as const;
 
 const examples = `
 Reads config.json and the headers of the weights: quick, and needs no device and no memory.
@@ -41,6 +39,7 @@ Examples:
   loza inspect models/loza-tiny
   loza inspect DIR --attention 10111000     what another pattern would keep
   loza inspect DIR --yarn-factor 4          four times the positions, by YaRN
+  loza inspect DIR --kv-dtype fp8           what an FP8 cache takes
   loza inspect longcat-flash --load-format dummy --layers 4
   loza inspect DIR --json | jq .model.parameters`;
 
@@ -49,7 +48,10 @@ export function registerInspect(program: Command, context: Context): void {
     .command('inspect')
     .description('Shows what a checkpoint is, its layer pattern and what its KV cache takes.')
     .argument('<dir>', 'checkpoint folder');
-  const names = ['attention', 'sinkBlocks', 'localBlocks', 'dtype', 'yarnFactor'] as const;
+  const names = [
+    ...(['attention', 'sinkBlocks', 'localBlocks'] as const),
+    ...(['dtype', 'kvDtype', 'yarnFactor'] as const),
+  ];
   addLoadFlags(command, [...names, ...dummyFlags])
     .addHelpText('after', examples)
     .action((dir: string, flags: LoadFlags) => inspect(dir, flags, context));
@@ -59,11 +61,12 @@ async function inspect(dir: string, flags: LoadFlags, context: Context): Promise
   const plan = await planFromFlags(dir, flags, context.signal);
   const model = describePlan(plan);
   const weights = weightsByDtype(plan);
-  const kv = kvTable(
-    model,
-    flags.dtype === 'float32' ? ['bfloat16', 'float32'] : ['bfloat16'],
-    plan.maxPosition,
-  );
+  const dtypes: CacheDtype[] = [
+    'bf16',
+    ...(flags.dtype === 'float32' ? (['f32'] as const) : []),
+    ...(flags.kvDtype === 'fp8' ? (['f8e4m3'] as const) : []),
+  ];
+  const kv = kvTable(model, dtypes, plan.maxPosition);
   if (context.json) {
     const files = plan.checkpoint.files.length;
     context.printJson({ dir, model, weights, files, kv });
@@ -140,7 +143,10 @@ function kvTable(model: ModelInfo, dtypes: readonly CacheDtype[], maxPosition: n
   return lengths.map((tokens) => ({
     tokens,
     beyond: tokens > maxPosition,
-    bytes: dtypes.map((dtype) => ({ dtype, ...kvBytes(model, tokens, elementBytes[dtype]) })),
+    bytes: dtypes.map((dtype) => ({
+      dtype: dtypeNames[dtype],
+      ...kvBytes(model, tokens, dtype),
+    })),
   }));
 }
 
@@ -148,10 +154,10 @@ function kvTable(model: ModelInfo, dtypes: readonly CacheDtype[], maxPosition: n
 export function kvBytes(
   model: Pick<ModelInfo, 'layerType' | 'sinkBlocks' | 'localBlocks' | 'latentDim' | 'ropeDim'>,
   tokens: number,
-  bytesPerValue: number,
+  dtype: CacheDtype,
 ): { full: number; loza: number } {
   const { layerType, sinkBlocks, localBlocks, latentDim, ropeDim } = model;
-  const block = blockTokens * (latentDim + ropeDim) * bytesPerValue;
+  const block = blockTokens * cacheRowBytes(dtype, latentDim, ropeDim);
   const blocks = blocksFor(tokens);
   const kept = Math.min(blocks, sinkBlocks + localBlocks);
   const streaming = [...layerType].filter((type) => type === '1').length;

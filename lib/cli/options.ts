@@ -14,6 +14,7 @@ export interface LoadFlags {
   sinkBlocks?: number | undefined;
   localBlocks?: number | undefined;
   dtype?: 'auto' | 'float32' | 'bfloat16' | undefined;
+  kvDtype?: 'auto' | 'fp8' | undefined;
   maxTokens?: number | undefined;
   yarnFactor?: number | undefined;
   stepTokens?: number | undefined;
@@ -65,6 +66,11 @@ const loadFlags: Record<keyof LoadFlags, () => Option> = {
       'auto',
       'float32',
       'bfloat16',
+    ]),
+  kvDtype: () =>
+    new Option('--kv-dtype <type>', 'fp8 keeps about twice as many tokens in the memory').choices([
+      'auto',
+      'fp8',
     ]),
   maxTokens: () =>
     new Option('--max-tokens <n>', 'tokens that the KV cache has room for').argParser(positive),
@@ -149,11 +155,11 @@ export async function readAttention(dir: string, flags: LoadFlags): Promise<Atte
 }
 
 export async function readLoadOptions(dir: string, flags: LoadFlags): Promise<LoadOptions> {
-  const { device, dtype, maxTokens, yarnFactor, stepTokens, chunkTokens, prefixCache } = flags;
+  const { device, dtype, kvDtype, maxTokens, yarnFactor, stepTokens, chunkTokens } = flags;
   const attention = await readAttention(dir, flags);
   const rope = { yarnFactor };
-  const step = { stepTokens, chunkTokens, prefixCache };
-  return { device, dtype, maxTokens, ...step, attention, rope, ...readFormat(flags) };
+  const sizes = { maxTokens, stepTokens, chunkTokens, prefixCache: flags.prefixCache };
+  return { device, dtype, kvDtype, ...sizes, attention, rope, ...readFormat(flags) };
 }
 
 function readFormat({ loadFormat, layers, experts, zeroExperts }: LoadFlags) {

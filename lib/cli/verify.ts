@@ -36,6 +36,7 @@ interface Limits {
 interface Checked {
   device: string;
   dtype: string;
+  kvDtype: string;
   limits: Limits;
   verdicts: PromptVerdict[];
 }
@@ -71,6 +72,7 @@ Examples:
   loza verify models/loza-tiny
   loza verify test/golden/longcat-full --tolerance 1e-4
   loza verify models/loza-tiny --device cuda --batch 1,7,64
+  loza verify models/loza-tiny --kv-dtype fp8
   loza verify DIR --metric cosine           for bfloat16`;
 
 export function registerVerify(program: Command, context: Context): void {
@@ -107,17 +109,22 @@ async function verify(dir: string, flags: VerifyFlags, context: Context): Promis
   const prompts = await readExpected(dir);
   // What the cache holds would not be computed.
   const options = { ...(await readLoadOptions(dir, flags)), prefixCache: false };
-  const { device, dtype, limits, verdicts } = await withModel(dir, options, context, (model) =>
-    checkPrompts(model, prompts, flags, context),
+  const { device, dtype, kvDtype, limits, verdicts } = await withModel(
+    dir,
+    options,
+    context,
+    (model) => checkPrompts(model, prompts, flags, context),
   );
   const wanted = { batches: flags.batch, margin: limits.margin };
   const batches = await verifyBatches(dir, options, prompts, wanted, context);
   const failed = verdicts.filter(({ passed }) => !passed).length;
   const passed = failed === 0 && batches.every((batch) => batch.passed);
   if (context.json) {
-    context.printJson({ dir, device, dtype, ...limits, prompts: verdicts, batches, passed });
+    const origin = { dir, device, dtype, kvDtype };
+    context.printJson({ ...origin, ...limits, prompts: verdicts, batches, passed });
   } else {
-    context.print(describe({ verdicts, batches, passed }, limits, `${device}, ${dtype}`));
+    const where = `${device}, ${dtype}${kvDtype === dtype ? '' : `, KV cache ${kvDtype}`}`;
+    context.print(describe({ verdicts, batches, passed }, limits, where));
   }
   if (passed) return;
   const which = failed > 0 ? `${failed} of ${plural(verdicts.length, 'prompt')}` : 'batches';
@@ -130,14 +137,14 @@ async function checkPrompts(
   flags: VerifyFlags,
   context: Context,
 ): Promise<Checked> {
-  const { device, dtype } = model.info;
-  const auto = dtype === 'float32' ? 'error' : 'cosine';
+  const { device, dtype, kvDtype } = model.info;
+  const auto = kvDtype === 'float32' ? 'error' : 'cosine';
   const metric = flags.metric === 'auto' ? auto : flags.metric;
   const tolerance = flags.tolerance ?? defaultTolerance[metric];
   const limits = { metric, tolerance, margin: flags.margin ?? defaultMargin[metric] };
   const verdicts: PromptVerdict[] = [];
   for (const prompt of prompts) verdicts.push(await checkPrompt(model, prompt, limits, context));
-  return { device, dtype, limits, verdicts };
+  return { device, dtype, kvDtype, limits, verdicts };
 }
 
 async function checkPrompt(

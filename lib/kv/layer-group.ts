@@ -55,8 +55,8 @@ export class LayerGroup {
 
   /** Bytes of one block over all attentions of the group. */
   get blockBytes(): number {
-    const bytes = this.dtype === 'bf16' ? 2 : 4;
-    return blockTokens * this.rowWidth * bytes * this.attentions.length;
+    const rowBytes = this.rowWidth * bytesPerElement[this.dtype];
+    return blockTokens * rowBytes * this.attentions.length;
   }
 
   /** First block of the local part for a query at `position`; blocks from the sinks up to it are dead. */

@@ -170,7 +170,7 @@ export class Mla {
   ): void {
     const { heads, kvLoraRank, nopeDim, ropeDim, valueDim } = this.config;
     const keys = slots.dim(0);
-    const rows = ops.gatherRows(cache, slots);
+    const rows = ops.gatherRows(cache, slots, kvLoraRank + ropeDim);
     const latents = rows.slice(1, 0, kvLoraRank);
     const kv = ops.linear(latents, this.expand).reshape(keys, heads, nopeDim + valueDim);
     const kRope = rows.slice(1, kvLoraRank, kvLoraRank + ropeDim);

@@ -169,9 +169,12 @@ export class Ops {
     return tensor;
   }
 
-  /** out[i] = table[ids[i]]: embeddings, chosen rows, cached keys. */
-  gatherRows(table: Tensor, ids: Tensor): Tensor {
-    const out = this.activation(ids.dim(0), table.dim(1));
+  /**
+   * out[i] = table[ids[i]]: embeddings, chosen rows, cached keys. `width` is the values of a row, which
+   * an FP8 latent cache does not have one an element.
+   */
+  gatherRows(table: Tensor, ids: Tensor, width = table.dim(1)): Tensor {
+    const out = this.activation(ids.dim(0), width);
     this.run.GatherRows(out, table, ids);
     return out;
   }

@@ -1,7 +1,7 @@
 import { WeightLoader, type WeightSource } from '../checkpoint/weights';
 import { LozaError, throwIfAborted } from '../errors';
 import {
-  cacheType,
+  computeType,
   chooseDevice,
   copyWeights,
   planLoad,
@@ -71,7 +71,7 @@ export async function planTraining(
 
 export function openDevice(plan: LoadPlan, options: SessionOptions): OpenDevice {
   const { info } = chooseDevice(options.device);
-  const type: DType = cacheType(info.kind, options.dtype, plan.checkpoint);
+  const type: DType = computeType(info.kind, options.dtype, plan.checkpoint);
   return { device: new Device(info.kind, info.kind === 'cpu' ? 'f32' : type), deviceInfo: info };
 }
 

@@ -49,6 +49,19 @@ template <>
 inline Bf16 narrow<Bf16>(float value) {
   return {bf16_bits(value)};
 }
+// The nearest f8e4m3, ties to even; beyond the largest: the largest. Below the normal ones, adding
+// 2^14 rounds to their step.
+template <>
+inline F8E4M3 narrow<F8E4M3>(float value) {
+  const uint32_t sign = std::bit_cast<uint32_t>(value) >> 24 & 0x80u;
+  const float magnitude = std::bit_cast<float>(std::bit_cast<uint32_t>(value) & 0x7fffffffu);
+  const float limited = magnitude < 448.0f ? magnitude : 448.0f;
+  const uint32_t bits = std::bit_cast<uint32_t>(limited);
+  const uint32_t normal = ((bits + 0x7ffffu + ((bits >> 20) & 1u)) >> 20) - (120u << 3);
+  const uint32_t subnormal = std::bit_cast<uint32_t>(limited + 0x1p14f) & 0xfu;
+  const uint32_t code = limited < 0x1p-6f ? subnormal : normal;
+  return {static_cast<uint8_t>(sign | (magnitude == magnitude ? code : 0x7fu))};
+}
 
 // Calls body(T{}) with the C++ type of a f32 or bf16 tensor.
 template <class Body>

@@ -33,6 +33,8 @@ template <class T>
 __device__ __forceinline__ T narrow(float value) {
   if constexpr (std::is_same_v<T, Bf16>)
     return __float2bfloat16_rn(value);
+  else if constexpr (std::is_same_v<T, F8E4M3>)
+    return {__nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3)};
   else
     return value;
 }

@@ -36,11 +36,17 @@ const noAddon = { env: { LOZA_ADDON_PATH: '/nowhere/loza.node' } };
 test('streaming attentions keep their sink and local blocks', () => {
   const sizes = { latentDim: 512, ropeDim: 64, sinkBlocks: 1, localBlocks: 7 };
   const row = 576 * 2;
-  const bytes = (layerType: string, tokens: number) => kvBytes({ ...sizes, layerType }, tokens, 2);
+  const bytes = (layerType: string, tokens: number) =>
+    kvBytes({ ...sizes, layerType }, tokens, 'bf16');
   expect(bytes('01', 1)).toEqual({ full: 256 * row, loza: 256 * row });
   expect(bytes('01', 1024)).toEqual({ full: 2048 * row, loza: 2048 * row });
   expect(bytes('01', 8192)).toEqual({ full: 16384 * row, loza: (8192 + 1024) * row });
   expect(bytes('00', 8192).loza).toBe(bytes('00', 8192).full);
+});
+
+test('an FP8 token takes a byte a latent value, two a rope value and a scale', () => {
+  const sizes = { latentDim: 512, ropeDim: 64, sinkBlocks: 1, localBlocks: 7, layerType: '01' };
+  expect(kvBytes(sizes, 8192, 'f8e4m3')).toEqual({ full: 16384 * 644, loza: (8192 + 1024) * 644 });
 });
 
 describeCli('loza inspect', () => {
@@ -80,6 +86,8 @@ describeCli('loza inspect', () => {
       { dtype: 'bfloat16', full: 72 * 2 ** 20, loza: 9 * 2 ** 20 },
       { dtype: 'float32', full: 144 * 2 ** 20, loza: 18 * 2 ** 20 },
     ]);
+    const fp8 = await lozaJson<InspectObject>(['inspect', tiny, '--kv-dtype', 'fp8']);
+    expect(fp8.kv[0]!.bytes.map(({ dtype }) => dtype)).toEqual(['bfloat16', 'fp8']);
     const { stdout } = await loza(['inspect', golden('longcat-zigzag-yarn')]);
     expect(stdout).toContain('YaRN: 512 positions stretched 8 times');
   });

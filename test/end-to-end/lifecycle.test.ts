@@ -124,19 +124,21 @@ describe('what no query may read can hold anything', () => {
   const generate = (model: LanguageModel) =>
     model.generate(prompt, { maxNewTokens: 40, ignoreEos: true, logprobs: true }).result();
 
-  test.each([true, false])(
-    'NaN in unused and freed blocks changes nothing (cache: %p)',
-    async (on) => {
-      await using model = await load({ prefixCache: on });
-      const clean = await generate(model);
-      const taken = poisonUnusedBlocks(model);
-      const poisoned = await generate(model);
-      expect(taken()).toBeGreaterThan(0);
-      expect(poisoned.tokens).toEqual(clean.tokens);
-      expect(poisoned.logprobs?.some(Number.isNaN)).toBe(false);
-      if (!on) expect(poisoned.logprobs).toEqual(clean.logprobs); // with it the prompt is cut elsewhere
-    },
-  );
+  test.each([
+    { prefixCache: true },
+    { prefixCache: false },
+    { prefixCache: false, kvDtype: 'fp8' },
+  ] as const)('NaN in unused and freed blocks changes nothing (%p)', async (options) => {
+    await using model = await load(options);
+    const clean = await generate(model);
+    const taken = poisonUnusedBlocks(model);
+    const poisoned = await generate(model);
+    expect(taken()).toBeGreaterThan(0);
+    expect(poisoned.tokens).toEqual(clean.tokens);
+    expect(poisoned.logprobs?.some(Number.isNaN)).toBe(false);
+    // With the cache the prompt is cut elsewhere.
+    if (!options.prefixCache) expect(poisoned.logprobs).toEqual(clean.logprobs);
+  });
 });
 
 /** Every block that is free or will be holds NaN when it is given out again; counts those. */
@@ -149,7 +151,10 @@ function poisonUnusedBlocks(model: LanguageModel): () => number {
       const block = allocate();
       taken++;
       for (let n = 0; n < group.attentions.length; n++) {
-        parts.ops.fill(group.cache(n).slice(0, block * 128, (block + 1) * 128), NaN);
+        const rows = group.cache(n).slice(0, block * 128, (block + 1) * 128);
+        const floats = rows.bytes / 4; // NaN scales, codes and keys, where it is FP8
+        const { ops } = parts;
+        ops.fill(rows.dtype === 'f8e4m3' ? rows.view('f32', [floats], [1], 0) : rows, NaN);
       }
       return block;
     };

@@ -1,7 +1,8 @@
 import { fullRange, type KeyRange } from '../../native/ops';
-import { host, type HostTensor } from '../host-tensor';
+import { host } from '../host-tensor';
 import type { DType } from '../../native/tensor';
 import type { Random } from '../random';
+import { asLatentCache, hostLatentCache, latentRows } from './latent-cache';
 import { skipFloatCache } from './latent-store';
 import { blockTokens, firstLocalBlock, softmaxOf, visibleKeys, zigzag } from './key-range';
 import { dot } from './linear';
@@ -20,7 +21,7 @@ export interface DecodeCase {
   latent: number;
   rope: number;
   /** 'act': of the type of activations. */
-  cache: 'f32' | 'bf16' | 'act';
+  cache: 'f32' | 'bf16' | 'fp8' | 'act';
   sequences: readonly DecodeSequence[];
   range: KeyRange;
   /** The table holds the sinks and the locals only. */
@@ -91,7 +92,10 @@ export function decodeInputs(c: DecodeCase, random: Random, act: DType) {
   while (positions.length < rows) positions.push(-1);
   return {
     q: host(act, [rows, c.heads, width], random.normals(rows * c.heads * width)),
-    cache: host(c.cache === 'act' ? act : c.cache, [(count + 3) * blockTokens, width], cache),
+    cache:
+      c.cache === 'fp8'
+        ? hostLatentCache(cache, c)
+        : host(c.cache === 'act' ? act : c.cache, [(count + 3) * blockTokens, width], cache),
     table: host('i32', [c.sequences.length, entries], table),
     first: host('i32', [c.sequences.length], first),
     starts: host('i32', [c.sequences.length + 1], starts),
@@ -122,6 +126,7 @@ function decodeReference(c: DecodeCase, host: DecodeInputs) {
   const width = c.latent + c.rope;
   const out = new Float64Array((host.q.values.length / width) * c.latent);
   const lse = new Float64Array(host.starts.values.at(-1)! * c.heads);
+  const cache = c.cache === 'fp8' ? latentRows(host.cache, c) : host.cache.values;
   c.sequences.forEach((_, sequence) => {
     for (let t = host.starts.values[sequence]!; t < host.starts.values[sequence + 1]!; t++) {
       const slots = visibleKeys(c.range, host.positions.values[t]!).map((j) =>
@@ -129,7 +134,7 @@ function decodeReference(c: DecodeCase, host: DecodeInputs) {
       );
       for (let head = 0; head < c.heads; head++) {
         const row = t * c.heads + head;
-        const result = attendRow(c, host, row * width, slots);
+        const result = attendRow(c, { q: host.q.values, cache }, row * width, slots);
         out.set(result.out, row * c.latent);
         lse[row] = result.lse;
       }
@@ -140,18 +145,18 @@ function decodeReference(c: DecodeCase, host: DecodeInputs) {
 
 function attendRow(
   c: DecodeCase,
-  { q, cache }: { q: HostTensor; cache: HostTensor },
+  { q, cache }: { q: ArrayLike<number>; cache: ArrayLike<number> },
   at: number,
   slots: number[],
 ) {
   const width = c.latent + c.rope;
   const scores = slots.map(
-    (slot) => Math.fround(decodeScale) * dot(q.values, at, cache.values, slot * width, width),
+    (slot) => Math.fround(decodeScale) * dot(q, at, cache, slot * width, width),
   );
   const { weights, lse } = softmaxOf(scores);
   const out = new Float64Array(c.latent);
   slots.forEach((slot, i) => {
-    for (let l = 0; l < c.latent; l++) out[l]! += weights[i]! * cache.values[slot * width + l]!;
+    for (let l = 0; l < c.latent; l++) out[l]! += weights[i]! * cache[slot * width + l]!;
   });
   return { out, lse };
 }
@@ -289,6 +294,72 @@ export const attentionDecode = defineCases({
       sequences: [{ length: 1030, queries: 1 }],
       shortTable: true,
     },
+    { name: 'FP8, one key', ...longcat, cache: 'fp8', sequences: [{ length: 1, queries: 1 }] },
+    {
+      name: 'FP8, 8 heads, short table',
+      ...longcat,
+      cache: 'fp8',
+      sequences: mixed,
+      shortTable: true,
+    },
+    {
+      name: 'FP8, 64 heads, full',
+      ...longcat,
+      cache: 'fp8',
+      heads: 64,
+      range: fullRange,
+      sequences: [
+        { length: 700, queries: 1 },
+        { length: 64, queries: 1 },
+      ],
+    },
+    {
+      name: 'FP8, 20 heads, four tokens, short table',
+      ...longcat,
+      cache: 'fp8',
+      heads: 20,
+      sequences: straddling,
+      shortTable: true,
+      paddingRows: 2,
+    },
+    {
+      name: 'FP8, 128 heads, two tokens',
+      ...longcat,
+      cache: 'fp8',
+      heads: 128,
+      range: fullRange,
+      sequences: [{ length: 513, queries: 2 }],
+    },
+    {
+      name: 'FP8, a long sequence, full',
+      ...longcat,
+      cache: 'fp8',
+      heads: 2,
+      range: fullRange,
+      sequences: [
+        { length: 9001, queries: 1 },
+        { length: 0, queries: 0 },
+        { length: 40, queries: 1 },
+      ],
+    },
+    {
+      name: 'FP8, two sinks and one local block',
+      ...longcat,
+      cache: 'fp8',
+      heads: 32,
+      range: { sinkBlocks: 2, localBlocks: 1 },
+      sequences: straddling,
+      shortTable: true,
+    },
+    {
+      name: 'FP8, odd sizes',
+      ...small,
+      cache: 'fp8',
+      heads: 13,
+      latent: 37,
+      rope: 6,
+      sequences: [{ length: 259, queries: 3 }],
+    },
     {
       name: 'odd sizes',
       ...small,
@@ -308,10 +379,11 @@ export const attentionDecode = defineCases({
   inputs: decodeInputs,
   run: (ops, { q, cache, table, first, starts, positions }, c) => {
     const view = { blockTable: table, firstLocal: first };
+    const rows = c.cache === 'fp8' ? asLatentCache(cache, c) : cache;
     const lse = ops.float(q.dim(0), c.heads);
     const { latent, range } = c;
     return {
-      out: ops.attentionDecode(q, cache, latent, view, starts, positions, decodeScale, range, lse),
+      out: ops.attentionDecode(q, rows, latent, view, starts, positions, decodeScale, range, lse),
       lse,
     };
   },

@@ -1,14 +1,18 @@
 import { host } from '../host-tensor';
+import { asLatentCache, hostLatentCache, latentRows, type RowSizes } from './latent-cache';
 import { defineCases } from './operation';
 
 interface Case {
   name: string;
-  dtype: 'f32' | 'bf16';
+  /** Or an FP8 latent cache with rows of these sizes. */
+  dtype: 'f32' | 'bf16' | RowSizes;
   entries: number;
   width: number;
   rows: number;
   padding?: number;
 }
+
+const isDense = (dtype: Case['dtype']): dtype is 'f32' | 'bf16' => typeof dtype === 'string';
 
 export const gatherRows = defineCases({
   operation: 'gather_rows',
@@ -19,16 +23,41 @@ export const gatherRows = defineCases({
     { name: 'many rows, in parallel', dtype: 'bf16', entries: 300, width: 257, rows: 700 },
     { name: 'cache rows', dtype: 'f32', entries: 256, width: 576, rows: 40 },
     { name: 'a strided table', dtype: 'f32', entries: 12, width: 33, rows: 20, padding: 5 },
+    {
+      name: 'FP8 cache rows',
+      dtype: { latent: 512, rope: 64 },
+      entries: 384,
+      width: 576,
+      rows: 300,
+    },
+    {
+      name: 'FP8 cache rows of odd sizes',
+      dtype: { latent: 37, rope: 6 },
+      entries: 256,
+      width: 43,
+      rows: 40,
+    },
   ] as Case[],
-  inputs: (c, random) => ({
-    table: host(c.dtype, [c.entries, c.width], random.normals(c.entries * c.width), c.padding),
-    ids: host('i32', [c.rows], random.integers(c.rows, c.entries)),
-  }),
-  run: (ops, { table, ids }) => ({ out: ops.gatherRows(table, ids) }),
-  reference: (c, { table, ids }) => ({
-    out: Float64Array.from({ length: c.rows * c.width }, (_, i) => {
-      return table.values[ids.values[Math.floor(i / c.width)]! * c.width + (i % c.width)]!;
-    }),
-  }),
+  inputs: (c, random) => {
+    const values = random.normals(c.entries * c.width);
+    return {
+      table: isDense(c.dtype)
+        ? host(c.dtype, [c.entries, c.width], values, c.padding)
+        : hostLatentCache(values, c.dtype),
+      ids: host('i32', [c.rows], random.integers(c.rows, c.entries)),
+    };
+  },
+  run: (ops, { table, ids }, { dtype, width }) => {
+    const rows = isDense(dtype) ? table : asLatentCache(table, dtype);
+    return { out: ops.gatherRows(rows, ids, width) };
+  },
+  reference: (c, { table, ids }) => {
+    const values = isDense(c.dtype) ? table.values : latentRows(table, c.dtype);
+    return {
+      out: Float64Array.from({ length: c.rows * c.width }, (_, i) => {
+        return values[ids.values[Math.floor(i / c.width)]! * c.width + (i % c.width)]!;
+      }),
+    };
+  },
   tolerance: () => ({ relative: 0 }),
 });

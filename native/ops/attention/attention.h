@@ -39,7 +39,8 @@ struct AttentionDecodeParams {
   Tensor out;           // act [rows, heads, latent]
   Tensor lse;           // f32 [rows, heads], optional
   Tensor q;             // act [rows, heads, latent + rope]
-  Tensor cache;         // f32 | bf16 [slots, latent + rope]; slot = block * 128 + offset
+  Tensor cache;         // f32 | bf16 [slots, latent + rope] or an FP8 latent cache
+                        // (ops/latent_cache.h); slot = block * 128 + offset
   Tensor block_table;   // i32 [sequences, entries]
   Tensor first_local;   // i32 [sequences]
   Tensor query_starts;  // i32 [sequences + 1]

@@ -7,6 +7,7 @@
 #include "core/parallel.h"
 #include "cpu/gemm.h"
 #include "ops/cpu_ops.h"
+#include "ops/latent_cache.h"
 
 namespace loza {
 
@@ -16,9 +17,7 @@ void AttentionDecodeParams::check(DType act) const {
   expect("attention_decode: out", out, act, rows, heads, -1);
   if (lse) expect("attention_decode: lse", lse, DType::kF32, rows, heads);
   loza::check(out.dim(2) <= width, "attention_decode: out ", out, " is wider than q ", q);
-  loza::check(cache && (cache.dtype == DType::kF32 || cache.dtype == DType::kBF16),
-              "attention_decode: cache is ", cache);
-  expect("attention_decode: cache", cache, cache.dtype, -1, width);
+  expect_latent_cache("attention_decode: cache", cache, out.dim(2), width - out.dim(2));
   expect("attention_decode: block_table", block_table, DType::kI32, -1, -1);
   const int64_t sequences = block_table.dim(0);
   expect("attention_decode: first_local", first_local, DType::kI32, sequences);
@@ -184,12 +183,37 @@ LOZA_INLINE void load_tile(State& s, const T* rows, int64_t count) {
   s.keys = s.tile;
 }
 
+template <class T>
+LOZA_INLINE void load_scaled(float* to, const T* from, int64_t count, float scale) {
+  for (int64_t i = 0; i < count; i += kWidth) {
+    const int64_t left = count - i;
+    if (left >= kWidth)
+      simd::store(to + i, simd::load(from + i) * scale);
+    else
+      simd::store_first(to + i, simd::load_first(from + i, left) * scale, left);
+  }
+}
+
+LOZA_INLINE void load_quantised_tile(State& s, int64_t slot, int64_t count) {
+  const Shape& shape = s.shape;
+  const LatentCache cache = latent_cache(s.params.cache, shape.latent, shape.depth - shape.latent);
+  for (int64_t j = 0; j < count; j++) {
+    float* to = s.tile + j * s.stride;
+    load_scaled(to, cache.codes<const simd::F8E4M3>(slot + j), cache.latent,
+                *cache.scale(slot + j));
+    load_scaled(to + cache.latent, cache.ropes<const simd::Bf16>(slot + j), cache.rope, 1);
+  }
+  s.keys = s.tile;
+}
+
 // `count` keys of the cache from slot `slot` on.
 LOZA_INLINE void attend(State& s, int64_t slot, int64_t count) {
   const Tensor& cache = s.params.cache;
   const int64_t offset = slot * cache.stride(0);
   if (s.direct)
     s.keys = cache.as<float>() + offset;
+  else if (is_latent_cache(cache))
+    load_quantised_tile(s, slot, count);
   else if (cache.dtype == DType::kF32)
     load_tile(s, cache.as<float>() + offset, count);
   else

@@ -16,6 +16,7 @@
 
 #include "cuda/cuda_ops.h"
 #include "cuda/launch.h"
+#include "ops/attention/decode_fp8.h"
 #include "ops/attention/decode_producer.cuh"
 #include "ops/attention/decode_scores.cuh"
 #include "ops/attention/decode_shape.h"
@@ -281,6 +282,7 @@ DecodeShape choose_shape(const DecodeProblem& problem) {
 
 void launch(const AttentionDecodeParams& params, CudaStream& stream) {
   if (params.out.elements() == 0) return;
+  if (params.cache.dtype == DType::kF8E4M3) return attention::launch_quantised(params, stream);
   const attention::DecodeProblem problem = attention::describe(params);
   if (attention::fits_tensor_cores(params)) {
     attention::launch_shape(problem, attention::choose_shape(problem), stream);

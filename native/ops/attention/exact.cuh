@@ -37,7 +37,7 @@ struct Softmax {
 
 // This lane's part of query . key.
 template <class Key>
-__device__ inline float dot_part(const float* query, const Key* key, int count) {
+__device__ inline float dot_part(const float* query, const Key& key, int count) {
   float sum = 0;
   for (int i = static_cast<int>(threadIdx.x) % kWarpSize; i < count; i += kWarpSize)
     sum = fmaf(query[i], widen(key[i]), sum);

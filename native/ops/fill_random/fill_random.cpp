@@ -17,26 +17,6 @@ namespace cpu {
 
 namespace {
 
-// The nearest f8e4m3, ties to even; beyond the largest: the largest.
-F8E4M3 nearest_f8(float value) {
-  constexpr float kLargest = 448;
-  constexpr float kSmallestNormal = 0x1p-6f;
-  const float magnitude = std::min(std::fabs(value), kLargest);
-  const uint32_t bits = std::bit_cast<uint32_t>(magnitude);
-  const uint32_t rounded = (bits + 0x7ffffu + ((bits >> 20) & 1u)) >> 20;
-  const auto subnormal = static_cast<uint32_t>(std::nearbyint(magnitude * 0x1p9f));
-  const uint32_t result = magnitude < kSmallestNormal ? subnormal : rounded - (120u << 3);
-  return {static_cast<uint8_t>(result | (std::signbit(value) ? 0x80u : 0u))};
-}
-
-template <class T>
-T rounded_to(float value) {
-  if constexpr (std::is_same_v<T, F8E4M3>)
-    return nearest_f8(value);
-  else
-    return narrow<T>(value);
-}
-
 template <class T>
 void fill_random(const FillRandomParams& params) {
   auto* const out = params.out.as<T>();
@@ -46,9 +26,8 @@ void fill_random(const FillRandomParams& params) {
   parallel_for((count + 1) / 2, kElementsPerChunk, [=](int64_t begin, int64_t end) {
     for (int64_t pair = begin; pair < end; pair++) {
       const auto [first, second] = random_pair(seed, pair);
-      out[2 * pair] = rounded_to<T>(static_cast<float>(first) * unit);
-      if (2 * pair + 1 < count)
-        out[2 * pair + 1] = rounded_to<T>(static_cast<float>(second) * unit);
+      out[2 * pair] = narrow<T>(static_cast<float>(first) * unit);
+      if (2 * pair + 1 < count) out[2 * pair + 1] = narrow<T>(static_cast<float>(second) * unit);
     }
   });
 }

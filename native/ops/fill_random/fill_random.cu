@@ -16,14 +16,6 @@ struct alignas(2 * sizeof(T)) Pair {
 };
 
 template <class T>
-__device__ __forceinline__ T rounded_to(float value) {
-  if constexpr (std::is_same_v<T, F8E4M3>)
-    return {__nv_cvt_float_to_fp8(value, __NV_SATFINITE, __NV_E4M3)};
-  else
-    return narrow<T>(value);
-}
-
-template <class T>
 __global__ void __launch_bounds__(kThreads)
     fill_random_kernel(T* out, int64_t count, uint64_t seed, float unit) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
@@ -31,8 +23,8 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t pair = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; pair < pairs;
        pair += step) {
     const RandomPair random = random_pair(seed, pair);
-    const T first = rounded_to<T>(static_cast<float>(random.first) * unit);
-    const T second = rounded_to<T>(static_cast<float>(random.second) * unit);
+    const T first = narrow<T>(static_cast<float>(random.first) * unit);
+    const T second = narrow<T>(static_cast<float>(random.second) * unit);
     if (2 * pair + 1 < count)
       reinterpret_cast<Pair<T>*>(out)[pair] = {first, second};
     else

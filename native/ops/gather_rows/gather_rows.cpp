@@ -2,26 +2,57 @@
 
 #include "cpu/rows.h"
 #include "ops/cpu_ops.h"
+#include "ops/latent_cache.h"
 
 namespace loza {
 
 void GatherRowsParams::check(DType act) const {
-  cpu::expect_float("gather_rows table", table, -1, -1);
   expect("gather_rows ids", ids, DType::kI32, -1);
-  expect("gather_rows out", out, out.dtype == act ? act : DType::kF32, ids.dim(0), table.dim(1));
+  expect("gather_rows out", out, out.dtype == act ? act : DType::kF32, ids.dim(0), -1);
+  if (table && is_latent_cache(table) && table.rank == 2) {
+    loza::check(rope() >= 0 && latent() >= 0, "gather_rows: ", table, " has no rows of ",
+                out.dim(1), " values");
+    return expect_latent_cache("gather_rows table", table, latent(), rope());
+  }
+  cpu::expect_float("gather_rows table", table, -1, out.dim(1));
 }
 
 namespace cpu {
 
-void compute(const GatherRowsParams& params) {
+namespace {
+
+// body(out's row, id) for every id.
+template <class Body>
+void for_each_id(const GatherRowsParams& params, const Body& body) {
   const auto& [out, table, ids] = params;
-  const int64_t width = table.dim(1);
+  for_each_row(ids.dim(0), out.dim(1), [&](int64_t row) {
+    const int32_t id = ids.as<int32_t>()[row];
+    if (id < 0 || id >= table.dim(0))
+      fail(code::kInvalidArg, "row id ", id, " is outside a table of ", table.dim(0), " rows");
+    body(row_of<float>(out, row), id);
+  });
+}
+
+LOZA_MULTIVERSION void widen_latents(float* out, const LatentCache& cache, int32_t slot) {
+  const float scale = *cache.scale(slot);
+  const auto* codes = cache.codes<const F8E4M3>(slot);
+  for (int64_t i = 0; i < cache.latent; i++) out[i] = widen(codes[i]) * scale;
+}
+
+}  // namespace
+
+void compute(const GatherRowsParams& params) {
+  const Tensor& table = params.table;
+  if (is_latent_cache(table)) {
+    const LatentCache cache = latent_cache(table, params.latent(), params.rope());
+    return for_each_id(params, [&](float* out, int32_t slot) {
+      widen_latents(out, cache, slot);
+      widen_row(out + cache.latent, cache.ropes<const Bf16>(slot), cache.rope);
+    });
+  }
   with_float_type(table.dtype, [&]<class T>(T) {
-    for_each_row(ids.dim(0), width, [&](int64_t row) {
-      const int32_t id = ids.as<int32_t>()[row];
-      if (id < 0 || id >= table.dim(0))
-        fail(code::kInvalidArg, "row id ", id, " is outside a table of ", table.dim(0), " rows");
-      widen_row(row_of<float>(out, row), row_of<T>(table, id), width);
+    for_each_id(params, [&](float* out, int32_t id) {
+      widen_row(out, row_of<T>(table, id), params.out.dim(1));
     });
   });
 }

@@ -1,9 +1,10 @@
-// out[i, :] = table[ids[i], :], 16 bytes a thread.
+// out[i, :] = table[ids[i], :], 16 bytes a thread; of an FP8 latent cache [scale * codes | rope].
 #include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/launch.h"
 #include "cuda/types.cuh"
+#include "ops/latent_cache.h"
 
 namespace loza::cuda {
 
@@ -41,12 +42,63 @@ __global__ void __launch_bounds__(256) gather_kernel(GatherArgs<Out, T> args) {
   }
 }
 
+template <class Out>
+struct GatherLatentsArgs {
+  Rows<Out> out;  // [rows, latent + rope]
+  LatentCache cache;
+  const int32_t* ids;  // [rows]
+  int64_t rows, slots;
+};
+
+template <int kCount, class Out>
+__global__ void __launch_bounds__(256) gather_latents_kernel(GatherLatentsArgs<Out> args) {
+  launch_dependents();
+  wait_for_prerequisites();
+  const LatentCache cache = args.cache;
+  const int64_t row = grid_row(), latent = cache.latent, width = latent + cache.rope;
+  if (row >= args.rows) return;
+  const int32_t id = args.ids[row];
+  const bool inside = id >= 0 && id < args.slots;
+  const int32_t slot = inside ? id : 0;
+  const float scale = inside ? *cache.scale(slot) : __int_as_float(0x7fc00000);
+  Out* to = args.out[row];
+  for (int64_t i = grid_item() * kCount; i < width; i += grid_item_step() * kCount) {
+    float values[kCount];
+    if (i < latent)
+      load(values, cache.codes<const F8E4M3>(slot) + i);
+    else
+      load(values, cache.ropes<const Bf16>(slot) + i - latent);
+    const float factor = i < latent || !inside ? scale : 1.0f;
+#pragma unroll
+    for (float& value : values) value *= factor;
+    store(to + i, values);
+  }
+}
+
+void launch_latents(const GatherRowsParams& params, CudaStream& stream) {
+  const int64_t latent = params.latent(), rope = params.rope(), rows = params.ids.dim(0);
+  const bool vector = latent % kVector == 0 && rope % kVector == 0 && vectorisable(params.out);
+  with_float_type(params.out.dtype, [&]<class Out>(Out) {
+    with_count(vector, [&](auto count) {
+      constexpr int kCount = decltype(count)::value;
+      const GatherLatentsArgs<Out> args{.out = rows_of<Out>(params.out),
+                                        .cache = latent_cache(params.table, latent, rope),
+                                        .ids = params.ids.as<const int32_t>(),
+                                        .rows = rows,
+                                        .slots = params.table.dim(0)};
+      const RowGrid grid(rows, (latent + rope) / kCount);
+      launch_kernel("gather_rows", gather_latents_kernel<kCount, Out>, grid, stream.handle(), args);
+    });
+  });
+}
+
 }  // namespace
 
 void launch(const GatherRowsParams& params, CudaStream& stream) {
   const auto& [out, table, ids] = params;
-  const int64_t rows = ids.dim(0), width = table.dim(1);
+  const int64_t rows = ids.dim(0), width = out.dim(1);
   if (rows == 0 || width == 0) return;
+  if (is_latent_cache(table)) return launch_latents(params, stream);
   const auto launch_for = [&]<class Out, class T>(Out, T) {
     with_count(vectorisable(out) && vectorisable(table), [&](auto count) {
       constexpr int kCount = decltype(count)::value;

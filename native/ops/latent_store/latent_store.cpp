@@ -4,6 +4,7 @@
 #include "cpu/rope.h"
 #include "cpu/rows.h"
 #include "ops/cpu_ops.h"
+#include "ops/latent_cache.h"
 
 namespace loza {
 
@@ -13,7 +14,7 @@ void LatentStoreParams::check(DType act) const {
   const int64_t rows = rope_table.dim(0), width = weight.dim(0) + rope_table.dim(1);
   expect("latent_store kv", kv, act, rows, width);
   expect("latent_store slots", slots, DType::kI32, rows);
-  cpu::expect_float("latent_store cache", cache, -1, width);
+  expect_latent_cache("latent_store cache", cache, weight.dim(0), rope_table.dim(1));
   loza::check(static_cast<bool>(query) == static_cast<bool>(query_weight),
               "latent_store: query and query_weight come together");
   if (query) {
@@ -28,18 +29,51 @@ namespace cpu {
 
 namespace {
 
-template <class Cache, class Weight>
-void store_rows(const LatentStoreParams& params) {
-  const int64_t latent = params.weight.dim(0), rope = params.rope_table.dim(1);
-  for_each_row(params.slots.dim(0), latent + rope, [&](int64_t row) {
+// body(slot, kv's row, table's row) for every row that is stored.
+template <class Body>
+void for_each_slot(const LatentStoreParams& params, const Body& body) {
+  for_each_row(params.slots.dim(0), params.kv.dim(1), [&](int64_t row) {
     const int32_t slot = params.slots.as<const int32_t>()[row];
     if (slot == -1) return;
     check(slot >= 0 && slot < params.cache.dim(0), "latent_store: slot ", slot,
           " is outside a cache of ", params.cache.dim(0), " slots");
-    const auto* kv = row_of<const float>(params.kv, row);
+    body(slot, row_of<const float>(params.kv, row), row_of<const float>(params.rope_table, row));
+  });
+}
+
+template <class Cache, class Weight>
+void store_rows(const LatentStoreParams& params) {
+  const int64_t latent = params.weight.dim(0), rope = params.rope_table.dim(1);
+  for_each_slot(params, [&](int32_t slot, const float* kv, const float* angles) {
     auto* entry = row_of<Cache>(params.cache, slot);
     rms_norm_row(entry, kv, params.weight.as<const Weight>(), latent, params.eps, params.scale);
-    rotate_row(entry + latent, kv + latent, row_of<const float>(params.rope_table, row), rope / 2);
+    rotate_row(entry + latent, kv + latent, angles, rope / 2);
+  });
+}
+
+// Gives the scale. Magnitudes are compared by their bits, as which NaN is the largest.
+LOZA_MULTIVERSION float quantise_row(F8E4M3* codes, const float* x, int64_t width) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < width; i++) {
+    const uint32_t bits = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
+    largest = largest > bits ? largest : bits;
+  }
+  const float scale = latent_scale(std::bit_cast<float>(largest)), inverse = 1 / scale;
+  for (int64_t i = 0; i < width; i++) codes[i] = narrow<F8E4M3>(x[i] * inverse);
+  return scale;
+}
+
+struct RowTag;
+
+template <class Weight>
+void quantise_rows(const LatentStoreParams& params) {
+  const int64_t latent = params.weight.dim(0), rope = params.rope_table.dim(1);
+  const LatentCache cache = latent_cache(params.cache, latent, rope);
+  for_each_slot(params, [&](int32_t slot, const float* kv, const float* angles) {
+    float* row = simd::scratch<RowTag>(latent);
+    rms_norm_row(row, kv, params.weight.as<const Weight>(), latent, params.eps, params.scale);
+    *cache.scale(slot) = quantise_row(cache.codes<F8E4M3>(slot), row, latent);
+    rotate_row(cache.ropes<Bf16>(slot), kv + latent, angles, rope / 2);
   });
 }
 
@@ -55,9 +89,10 @@ void normalise_queries(const LatentStoreParams& params) {
 
 void compute(const LatentStoreParams& params) {
   if (params.query) normalise_queries(params);
-  with_float_type(params.cache.dtype, [&]<class Cache>(Cache) {
-    with_float_type(params.weight.dtype,
-                    [&]<class Weight>(Weight) { store_rows<Cache, Weight>(params); });
+  with_float_type(params.weight.dtype, [&]<class Weight>(Weight) {
+    if (is_latent_cache(params.cache)) return quantise_rows<Weight>(params);
+    with_float_type(params.cache.dtype,
+                    [&]<class Cache>(Cache) { store_rows<Cache, Weight>(params); });
   });
 }
 

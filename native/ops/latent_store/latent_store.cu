@@ -1,10 +1,12 @@
 // cache[slots[t], :] = [ scale * weight * kv[t, 0:latent] / rms | rope(kv[t, latent:]) ] and
-// query[t, :] = query_scale * query_weight * query[t, :] / rms, each by a block of its own.
+// query[t, :] = query_scale * query_weight * query[t, :] / rms, each by a block of its own. Of an FP8
+// latent cache the latent's row is made in shared memory first: its scale is that of all of it.
 // Grid: x = rows, y = cache row, then query.
 #include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
 #include "cuda/launch.h"
+#include "ops/latent_cache.h"
 #include "ops/rms_norm/rms_norm.cuh"
 #include "ops/rope/rope.cuh"
 
@@ -42,6 +44,32 @@ __device__ __forceinline__ void rotate_row(Cache* out, const Act* x, const float
   }
 }
 
+// Codes and scale of a row that this block's threads made. Magnitudes are compared by their bits, as
+// which NaN is the largest.
+template <int kCount>
+__device__ __forceinline__ void quantise_row(const LatentCache& cache, int32_t slot,
+                                             const float* row) {
+  __shared__ uint32_t exchange[kMaxWarps];
+  const int64_t first = threadIdx.x * kCount, step = blockDim.x * kCount;
+  float values[kCount];
+  uint32_t largest = 0;
+  __syncthreads();
+  for (int64_t i = first; i < cache.latent; i += step) {
+    load(values, row + i);
+#pragma unroll
+    for (float value : values) largest = max(largest, __float_as_uint(fabsf(value)));
+  }
+  const float scale = latent_scale(__uint_as_float(block_max(largest, exchange)));
+  const float inverse = 1 / scale;
+  for (int64_t i = first; i < cache.latent; i += step) {
+    load(values, row + i);
+#pragma unroll
+    for (float& value : values) value *= inverse;
+    store(cache.codes<F8E4M3>(slot) + i, values);
+  }
+  if (threadIdx.x == 0) *cache.scale(slot) = scale;
+}
+
 // Slots outside the cache are passed over like padding: a kernel cannot fail the stream.
 template <int kCount, class Cache, class Act, class Weight>
 __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
@@ -56,11 +84,19 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
   if (is_query) return norm(args.query[row], args.query[row], args.eps, args.query_scale, shared);
   const int32_t slot = args.slots[row];
   if (slot < 0 || slot >= args.cache_slots) return;  // the whole block
+  constexpr int kPairs = kCount == 1 ? 2 : kCount;
   const Act* kv = args.kv[row];
-  Cache* entry = args.cache[slot];
-  rotate_row<kCount == 1 ? 2 : kCount>(entry + args.latent, kv + args.latent, args.table[row],
-                                       args.rope);
-  norm(entry, kv, args.eps, args.scale, shared);
+  if constexpr (std::is_same_v<Cache, F8E4M3>) {
+    extern __shared__ float normalised[];
+    const LatentCache cache{reinterpret_cast<char*>(args.cache.data), args.latent, args.rope};
+    rotate_row<kPairs>(cache.ropes<Bf16>(slot), kv + args.latent, args.table[row], args.rope);
+    norm(normalised, kv, args.eps, args.scale, shared);
+    quantise_row<kCount>(cache, slot, normalised);
+  } else {
+    Cache* entry = args.cache[slot];
+    rotate_row<kPairs>(entry + args.latent, kv + args.latent, args.table[row], args.rope);
+    norm(entry, kv, args.eps, args.scale, shared);
+  }
 }
 
 template <class Cache, class Act, class Weight>
@@ -81,15 +117,19 @@ void launch_typed(const LatentStoreParams& params, CudaStream& stream) {
                                                  .eps = eps,
                                                  .scale = scale,
                                                  .query_scale = query_scale};
-  const bool vector = vectorisable(cache) && vectorisable(kv) && vectorisable(weight) &&
-                      vectorisable(table) &&
+  // The planes of a latent cache are aligned where weight and table are.
+  const bool vector = (is_latent_cache(cache) || vectorisable(cache)) && vectorisable(kv) &&
+                      vectorisable(weight) && vectorisable(table) &&
                       (!query || (vectorisable(query) && vectorisable(query_weight)));
+  const size_t shared_bytes = is_latent_cache(cache) ? weight.dim(0) * sizeof(float) : 0;
+  loza::check(shared_bytes <= 32 * 1024, "latent_store: no kernel for ", weight.dim(0), " columns");
   const dim3 blocks(static_cast<unsigned>(slots.dim(0)), query ? 2 : 1);
   with_count(vector, [&](auto count) {
     constexpr int kCount = decltype(count)::value;
     const int64_t width = std::max(args.latent, args.query_rank);
     launch_kernel("latent_store", latent_store_kernel<kCount, Cache, Act, Weight>,
-                  {blocks, norm_threads(width / kCount, kMaxThreads)}, stream.handle(), args);
+                  {blocks, norm_threads(width / kCount, kMaxThreads), shared_bytes},
+                  stream.handle(), args);
   });
 }
 
@@ -97,7 +137,7 @@ void launch_typed(const LatentStoreParams& params, CudaStream& stream) {
 
 void launch(const LatentStoreParams& params, CudaStream& stream) {
   if (params.slots.dim(0) == 0) return;
-  with_float_type(params.cache.dtype, [&]<class Cache>(Cache) {
+  with_weight_type(params.cache.dtype, [&]<class Cache>(Cache) {
     with_float_type(params.kv.dtype, [&]<class Act>(Act) {
       with_float_type(params.weight.dtype, [&]<class Weight>(Weight) {
         launch_typed<Cache, Act, Weight>(params, stream);

@@ -1,0 +1,229 @@
+// Absorbed attention over an FP8 latent cache: the warpgroups that bring the queries into their order, sum
+// up values, and stage the sums for decode_values.cuh to send or merge.
+#pragma once
+
+#include "ops/attention/decode_fp8_tensor.cuh"
+#include "ops/attention/decode_values.cuh"
+
+namespace loza::cuda::attention {
+
+template <class Traits>
+struct Fp8Values {
+  float sums[Traits::kChains][Traits::kSums];  // pair 8 i + 2 j + b, column half: 4 i + 2 half + b
+  int32_t group, warp, lane;                   // group: which 256 columns
+};
+
+// ---- Queries --------------------------------------------------------------------------------------
+
+__device__ __forceinline__ uint32_t scale_pair(uint32_t pair, float factor) {
+  const auto value = *reinterpret_cast<const __nv_bfloat162*>(&pair);
+  const __nv_bfloat162 scaled = __hmul2(value, __float2bfloat162_rn(factor));
+  return *reinterpret_cast<const uint32_t*>(&scaled);
+}
+
+// 64 columns of a pair, in place. With column 16 j + 4 s + 2 b + o of the latent part (16 j + 4 s + 2 o + b
+// of the rope part) at position 16 s + 8 o + 2 j + b, thread j's operands of four instructions are 16
+// neighbouring columns of a key.
+template <class Traits>
+__device__ void arrange_columns(bf16* panel, int row, bool latent) {
+  char* base = reinterpret_cast<char*>(panel);
+  uint32_t in[32], out[32];
+#pragma unroll
+  for (int chunk = 0; chunk < 8; chunk++) {
+    const auto value = *reinterpret_cast<const uint4*>(base + chunk_offset(row, chunk));
+    in[4 * chunk] = value.x, in[4 * chunk + 1] = value.y;
+    in[4 * chunk + 2] = value.z, in[4 * chunk + 3] = value.w;
+  }
+#pragma unroll
+  for (int s = 0; s < 4; s++)
+#pragma unroll
+    for (int o = 0; o < 2; o++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const uint32_t first = in[8 * j + 2 * s], second = in[8 * j + 2 * s + 1];
+        const uint32_t pair = __byte_perm(first, second, o == 0 ? 0x5410 : 0x7632);
+        out[8 * s + 4 * o + j] = latent ? scale_pair(pair, kQueryUnit) : o == 0 ? first : second;
+      }
+#pragma unroll
+  for (int chunk = 0; chunk < 8; chunk++)
+    *reinterpret_cast<uint4*>(base + chunk_offset(row, chunk)) =
+        make_uint4(out[4 * chunk], out[4 * chunk + 1], out[4 * chunk + 2], out[4 * chunk + 3]);
+}
+
+template <class Traits>
+__device__ void arrange_queries(DecodeStorage<Traits>& shared, int lane) {
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x) - 128; i < Traits::kRows * Traits::kPanels; i += 256) {
+    const int panel = i / Traits::kRows;
+    arrange_columns<Traits>(shared.q[panel], i % Traits::kRows, panel < Traits::kLatentPanels);
+  }
+  proxy_fence();
+  warp_arrive(&shared.q_ready, lane);
+}
+
+// ---- Sums -----------------------------------------------------------------------------------------
+
+template <class Traits>
+__device__ __forceinline__ void shrink_fp8_sums(const DecodeStorage<Traits>& shared,
+                                                Fp8Values<Traits>& state) {
+  const Softmax* softmax = shared.softmax + state.lane % 4;
+  bool any = false;
+#pragma unroll
+  for (int i = 0; i < Traits::kRows / 8; i++) {
+    const float2 shrink = *reinterpret_cast<const float2*>(softmax[i * 4].shrink);
+    any = any || shrink.x != 1.0f || shrink.y != 1.0f;
+  }
+  if (!__any_sync(kFullWarp, any)) return;
+#pragma unroll
+  for (int i = 0; i < Traits::kRows / 8; i++) {
+    const float2 shrink = *reinterpret_cast<const float2*>(softmax[i * 4].shrink);
+#pragma unroll
+    for (auto& chain : state.sums) {
+      chain[4 * i] *= shrink.x, chain[4 * i + 1] *= shrink.y;
+      chain[4 * i + 2] *= shrink.x, chain[4 * i + 3] *= shrink.y;
+    }
+  }
+}
+
+// 8 columns of the four keys that are a thread's part of an instruction.
+struct Columns {
+  uint2 keys[4];
+};
+
+// sums (+)= codes^T p^T over a tile. Waits for p when the first operands are made.
+template <class Traits>
+__device__ __forceinline__ void multiply_columns(DecodeStorage<Traits>& shared, const Fp8Tile& tile,
+                                                 uint32_t p_parity, bool accumulate,
+                                                 Fp8Values<Traits>& state) {
+  const int group = state.lane / 4, part = state.lane % 4, warp = state.warp;
+  const uint8_t* codes = tile.codes[state.group * 2 + warp / 2];
+  const int chunk = warp % 2 * 4 + group / 2;
+  const int first = shuffled(2 * part), second = shuffled(2 * part + 1);
+  const uint8_t* rows[2] = {codes + chunk_offset(first, chunk) + group % 2 * 8,
+                            codes + chunk_offset(second, chunk) + group % 2 * 8};
+  Columns columns;
+  const auto load = [&](int step) {
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+      columns.keys[k] =
+          *reinterpret_cast<const uint2*>(rows[k % 2] + (step * 16 + k / 2 * 8) * 128);
+  };
+  // Of chain m and the one after it: m row 2 m + half, keys `pair` of the thread's two pairs.
+  const auto convert = [&](uint32_t(&to)[2][4], int word) {
+    const auto get = [&](int k) { return word == 0 ? columns.keys[k].x : columns.keys[k].y; };
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+      for (int pair = 0; pair < 2; pair++) {
+        const uint32_t both =
+            __byte_perm(get(2 * pair), get(2 * pair + 1), m == 0 ? 0x4501 : 0x6723);
+        to[m][2 * pair] = odd_codes(both);
+        to[m][2 * pair + 1] = even_codes(both);
+      }
+  };
+  uint32_t operands[2][2][4];
+  const uint64_t p = wgmma_descriptor(shared.p);
+  load(0);
+#pragma unroll
+  for (int index = 0; index < 2 * kTileKeys / 16; index++) {  // two chains of a step each
+    const int step = index / 2, word = index % 2;
+    if (index >= 2) wgmma_wait<1>();
+    convert(operands[word], word);
+    pin_operands(operands[word]);
+    if (word == 1 && step + 1 < kTileKeys / 16) load(step + 1);
+    if (index == 0) {
+      barrier_wait(&shared.p_full, p_parity);
+      if (accumulate) shrink_fp8_sums(shared, state);
+    }
+    wgmma_fence();
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+      wgmma_bf16<0>(state.sums[2 * word + m], operands[word][m], wgmma_advance(p, step * 32),
+                    accumulate || step > 0);
+    wgmma_commit();
+  }
+  wgmma_wait<0>();
+#pragma unroll
+  for (auto& chain : state.sums) wgmma_pin(chain);
+}
+
+// ---- Results --------------------------------------------------------------------------------------
+
+// store(i, b, column, values): eight neighbouring columns of pair 8 i + 2 j + b.
+template <class Traits, class Store>
+__device__ __forceinline__ void for_each_run(const Fp8Values<Traits>& state, const Store& store) {
+  const int column = state.group * Traits::kColumns + state.warp * 64 + state.lane / 4 * 8;
+#pragma unroll
+  for (int i = 0; i < Traits::kRows / 8; i++)
+#pragma unroll
+    for (int b = 0; b < 2; b++) {
+      float values[8];
+#pragma unroll
+      for (int c = 0; c < 8; c++) values[c] = state.sums[c / 2][4 * i + c % 2 * 2 + b];
+      store(i * 8 + state.lane % 4 * 2 + b, column, values);
+    }
+}
+
+constexpr float kSumUnit = 1 / (kCodeUnit * kValueUnit);
+
+template <class Traits>
+__device__ void stage_fp8_sums(DecodeStorage<Traits>& shared, const Fp8Values<Traits>& state) {
+  values_sync();
+  for_each_run(state, [&](int row, int column, float(&values)[8]) {
+    float* to = shared.sums + row * Traits::kSumsRow + column;
+#pragma unroll
+    for (float& value : values) value *= kSumUnit;
+    *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
+    *reinterpret_cast<float4*>(to + 4) = make_float4(values[4], values[5], values[6], values[7]);
+  });
+}
+
+template <class Traits>
+__device__ void stage_fp8_results(DecodeStorage<Traits>& shared, const Fp8Values<Traits>& state) {
+  values_sync();
+  for_each_run(state, [&](int row, int column, float(&values)[8]) {
+    const float inverse = kSumUnit / shared.total[row];
+#pragma unroll
+    for (float& value : values) value *= inverse;
+    *reinterpret_cast<uint4*>(shared.results + row * Traits::kResultsRow + column) =
+        make_uint4(pack(values[0], values[1]), pack(values[2], values[3]),
+                   pack(values[4], values[5]), pack(values[6], values[7]));
+  });
+}
+
+template <class Traits>
+__device__ void sum_fp8_values(const DecodeProblem& problem, const DecodeLaunch& launch,
+                               DecodeStorage<Traits>& shared) {
+  Fp8Values<Traits> state;
+  state.group = static_cast<int>(threadIdx.x) / 128 - 1;
+  state.warp = static_cast<int>(threadIdx.x) % 128 / kLanes;
+  state.lane = static_cast<int>(threadIdx.x) % kLanes;
+  Ring<Traits::kStages> stage;
+  uint32_t work_parity = 0, p_parity = 0, q_parity = 0;
+  for (;; work_parity ^= 1) {
+    barrier_wait(&shared.work_full, work_parity);
+    const int first = shared.work.first, end = shared.work.end;
+    if (end == kNoMoreWork) return;
+    if (first < end) {
+      barrier_wait(&shared.q_full, q_parity), q_parity ^= 1;
+      arrange_queries(shared, state.lane);
+    }
+    for (int tile = first; tile < end; tile++, stage.advance()) {
+      barrier_wait(&shared.k_full[stage.index], stage.parity);
+      multiply_columns(shared, shared.tiles[stage.index], p_parity, tile > first, state);
+      p_parity ^= 1;
+      warp_arrive(&shared.p_empty, state.lane);
+      warp_arrive_all(&shared.k_empty[stage.index], state.lane, launch.groups);
+    }
+    if (shared.work.slot < 0 && first < end)
+      stage_fp8_results(shared, state);
+    else if (first < end)
+      stage_fp8_sums(shared, state);
+    if (first < end && (launch.parts > 0 || shared.work.slot < 0))
+      store_staged(problem, launch.scratch, shared);
+    if (launch.parts == 0) return;
+    warp_arrive_all(&shared.work_empty, state.lane, launch.groups);
+  }
+}
+
+}  // namespace loza::cuda::attention
