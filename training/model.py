@@ -245,10 +245,10 @@ class Model:
         self.load = torch.stack(loads).detach()
         return x
 
-    def losses(self, ids, factor=1.0):
-        """Of ids [sequences, T + 1]: loss and right [sequences, T] of predicting each next token."""
+    def losses(self, ids, factor=1.0, inputs=None):
+        """Of ids [sequences, T + 1]: loss and right [sequences, T] of predicting each next token (of `inputs`)."""
         w = self.cast()
-        x = self.hidden(ids[:, :-1].contiguous(), factor, w)
+        x = self.hidden((ids[:, :-1] if inputs is None else inputs).contiguous(), factor, w)
         loss, right = losses(x, w['norm'], w['head'], ids[:, 1:].reshape(-1), self.c)
         shape = (len(ids), -1)
         return loss.view(shape), right.view(shape)

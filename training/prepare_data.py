@@ -20,6 +20,7 @@ VOCAB = 2048
 SPECIAL = ['<longcat_unk>', '<longcat_s>', '</longcat_s>', '<longcat_pad>',
            '<longcat_system>', '<longcat_user>', '<longcat_assistant>']
 BOS = 1
+TRAIN, HELD = 'train', 'held_out'
 # Held out: every 20th address, every 25th chapter, and these books.
 HELD_OUT_BOOKS = {'Ruth', 'Jonah', 'Jas', 'Eccl'}
 # Words of the prompts of `loza eval` besides the names.
@@ -28,21 +29,21 @@ PROMPT_WORDS = ['What', 'Tell', ' key', ' VAR', ' REGISTER', 'REGISTER', 'CONTEN
 
 
 def read_texts(sotu, moby, kjv):
-    """[(text, held out?)] of whole documents."""
+    """[(text, part)] of whole documents: train, validation or held_out."""
     docs = []
     for i, path in enumerate(sorted(Path(sotu).glob('*.txt'))):
-        docs.append((path.read_text(encoding='utf8'), i % 20 == 7))
+        docs.append((path.read_text(encoding='utf8'), {7: HELD, 17: 'validation'}.get(i % 20, TRAIN)))
     chapters = sorted(Path(moby).glob('chapter_*.txt'), key=lambda p: int(re.findall(r'\d+', p.stem)[0]))
     for i, path in enumerate(chapters):
-        docs.append((path.read_text(encoding='utf8'), i % 25 == 7))
+        docs.append((path.read_text(encoding='utf8'), HELD if i % 25 == 7 else TRAIN))
     books = {}
     for line in Path(kjv).read_text(encoding='utf8').splitlines():
         book, chapter, verse = re.match(r'(\w+?)(\d+):\d+ +(.*)', line).groups()
         books.setdefault(book, {}).setdefault(chapter, []).append(verse)
     for book, text in books.items():
-        docs.append(('\n\n'.join(' '.join(verses) for verses in text.values()), book in HELD_OUT_BOOKS))
-    clean = [(re.sub(r'[ \t]+', ' ', text.replace('\r', '')).strip(), held) for text, held in docs]
-    return [(text, held) for text, held in clean if len(text) > 500]
+        docs.append(('\n\n'.join(' '.join(verses) for verses in text.values()), HELD if book in HELD_OUT_BOOKS else TRAIN))
+    clean = [(re.sub(r'[ \t]+', ' ', text.replace('\r', '')).strip(), part) for text, part in docs]
+    return [(text, part) for text, part in clean if len(text) > 500]
 
 
 def learn_tokenizer(texts, names):
@@ -121,15 +122,14 @@ def main(sotu, moby, kjv, out):
     out.mkdir(parents=True, exist_ok=True)
     names = json.loads((Path(__file__).parent / 'names.json').read_text())
     docs = read_texts(sotu, moby, kjv)
-    train = [text for text, held in docs if not held]
+    train = [text for text, part in docs if part == TRAIN]
     tok = learn_tokenizer(train, names)
     tok.save(str(out / 'tokenizer.json'))
     arrays = {}
-    for name, wanted in (('train', False), ('held_out', True)):
-        ids = [np.array([BOS] + tok.encode(text).ids, np.uint16) for text, held in docs if held == wanted]
-        arrays[name] = np.concatenate(ids)
-        print(name, len(ids), 'documents', len(arrays[name]), 'tokens', sum(len(t) for t, h in docs if h == wanted), 'characters')
-    arrays['addresses'] = np.concatenate([np.array([BOS] + tok.encode(t).ids, np.uint16) for t, h in docs[:200] if h])
+    for name in (TRAIN, 'validation', HELD):
+        texts = [text for text, part in docs if part == name]
+        arrays[name] = np.concatenate([np.array([BOS] + tok.encode(text).ids, np.uint16) for text in texts])
+        print(name, len(texts), 'documents', len(arrays[name]), 'tokens', sum(map(len, texts)), 'characters')
     np.savez(out / 'data.npz', **arrays)
     names['others'] = common_words(train, names)
     (out / 'words.json').write_text(json.dumps(names))

@@ -29,7 +29,8 @@ class Words:
 
     def names(self, rng, count):
         """`count` different names: mostly nouns that are one token, some frequent words."""
-        rare = min(count // 3, rng.randint(0, count)) if rng.random() < 0.4 else max(0, count - len(self.nouns))
+        rare = min(count // 3, rng.randint(0, count)) if rng.random() < 0.4 else 0
+        rare = max(rare, count - len(self.nouns))
         chosen = rng.sample(self.nouns, count - rare) + rng.sample(self.others, rare)
         rng.shuffle(chosen)
         return chosen
@@ -126,6 +127,16 @@ def register_lines(words, rng, count):
 
 
 TASKS = {'passkey': (pass_keys, 9), 'alias': (aliases, 9), 'magic': (magic_numbers, 21), 'lines': (register_lines, 21)}
+# What may stand before the text, as in `loza eval`.
+REMEMBER = 'Pass keys are hidden in the following text. I will ask you about them afterwards.\n'
+INTROS = {
+    'passkey': REMEMBER,
+    'alias': REMEMBER,
+    'magic': 'Some special magic numbers are hidden within the following text. Make sure to memorize it. '
+             'I will quiz you about the numbers afterwards.\n',
+    'lines': 'Below is a record of lines I want you to remember. For each line, memorize its '
+             '<REGISTER_CONTENT>. At the end of the record, I will ask you to retrieve the <REGISTER_CONTENT> of a certain line.\n',
+}
 MIX = [('passkey', 0.5), ('alias', 0.2), ('magic', 0.12), ('lines', 0.18)]
 
 
@@ -191,8 +202,10 @@ def sample(rng, texts, words, length, dense=False):
         return *pad([BOS] + ids, [NONE] + [TEXT] * len(ids), length), len(MIX)
     kind = rng.choices(range(len(MIX)), [weight for _, weight in MIX])[0]
     task, size = TASKS[MIX[kind][0]]
-    most = max(3, min(int(length * 0.4 / size), 160))
-    count = most if dense else max(2, min(most, round(math.exp(rng.uniform(math.log(2), math.log(most + 1))))))
+    # LongEval's prompts are lines and nothing else.
+    crowded = MIX[kind][0] == 'lines' and length >= 1024 and rng.random() < 0.5
+    most = max(3, int(length * 0.85 / size) if crowded else min(int(length * 0.4 / size), 160))
+    count = most if dense or crowded else max(2, min(most, round(math.exp(rng.uniform(math.log(2), math.log(most + 1))))))
     records, queries = task(words, rng, count)
     asked = rng.sample(queries, min(max(1, round(len(queries) * 0.6)), 60))
     room = max(length - 3 - sum(map(len, records)), 60)
@@ -206,11 +219,12 @@ def sample(rng, texts, words, length, dense=False):
         turns.add(turn, FORM if i == 0 else TEXT)
         turns.ids.extend(answer.ids)
         turns.classes.extend(answer.classes)
-    text = max(length - 2 - len(turns) - sum(map(len, records)), 0)
+    intro = words(INTROS[MIX[kind][0]]) if length >= 512 and rng.random() < 0.4 else []
+    text = max(length - 2 - len(intro) - len(turns) - sum(map(len, records)), 0)
     hay, places = texts.haystack(rng, text) if text > 0 else ([], [0])
     rng.shuffle(records)
     chosen = sorted(places[rng.randrange(len(places))] for _ in records)
-    out = Pieces().add([BOS, USER], NONE)
+    out = Pieces().add([BOS, USER], NONE).add(intro, FORM)
     body = hide(hay, places, records, chosen)
     out.ids += body.ids + turns.ids
     out.classes += body.classes + turns.classes
