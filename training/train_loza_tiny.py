@@ -38,12 +38,13 @@ ANSWER_WEIGHT, TEXT_WEIGHT = 1.0, 0.6
 NOISE = 0.15
 
 # Shares of BUDGET at which things end.
-BASE_END, CALIBRATION_END, INTERLEAVED_END, LOZA_END = map(float, os.environ.get('ENDS', '0.68 0.76 0.83 0.93').split())
+BASE_END, CALIBRATION_END, INTERLEAVED_END, LOZA_END = map(float, os.environ.get('ENDS', '0.70 0.78 0.85 0.95').split())
 
 # Lengths of a stage's sequences, and the share of the base training at which it ends at the latest.
-STAGES = [((256,), 0.10), ((256, 512, 1024), 0.20), ((512, 2048, 4096), 0.40), ((1024, 4096, 8192), 0.85),
-          ((2048, 8192, 8192, 16384, 32768), 1.0)]
-LAST = len(STAGES) - 1
+STAGES = [((256,), 0.20), ((256, 512, 1024), 0.30), ((512, 2048, 4096), 0.45), ((1024, 4096, 8192), 0.85),
+          ((2048, 8192, 8192, 16384, 32768), 1.0), ((4096, 8192), 1.0)]
+CALIBRATION = len(STAGES) - 1
+LAST = CALIBRATION - 1
 EXAM_LENGTHS = [int(length) for length in os.environ.get('EXAM_LENGTHS', '4096 8192').split()]
 LONG_EXAMS = [('passkey', length) for length in (1024, 16384, 32768) if length <= TOKENS]
 YARN_FROM, YARN_FACTOR = 16384, 4.0
@@ -250,7 +251,8 @@ class Report:
         self.model.pattern = pattern
         scores = {f'{task}@{length}': self.exams.score(self.model, task, length) for task, length in cells}
         losses = {key: self.exams.text(self.model, self.data[key]) for key in ('held_out', 'validation')} if text else {}
-        self.rows[name] = {'pattern': pattern, 'scores': {k: s for k, (s, _) in scores.items()}, 'text': losses}
+        self.rows[name] = {'pattern': pattern, 'scores': {k: s for k, (s, _) in scores.items()},
+                           'counts': {k: count for k, (_, count) in scores.items()}, 'text': losses}
         shown = ' '.join(f'{k} {s:.3f}' for k, (s, _) in scores.items())
         say('ROW', name, pattern, shown, {k: round(v, 4) for k, v in losses.items()})
         (OUT / 'report.json').write_text(json.dumps(self.rows, indent=1))
@@ -286,7 +288,7 @@ def main():
     by_parity = {p: sum(report.row(f'interleaved {p}', p, cells).values()) for p in (even, odd)}
     report.row('all streaming', none, cells)
 
-    stage.value = LAST - 1
+    stage.value = CALIBRATION
     model.pattern = full
     alphas = calibrate(model, stream, CALIBRATION_END * BUDGET)
     single = {}
@@ -302,6 +304,7 @@ def main():
     worse = min(by_parity, key=by_parity.get)
     cooling = lambda share: 0.3 * (1 - share)
     model.pattern = worse
+    stage.value = LAST - 1
     train(model, stream, INTERLEAVED_END * BUDGET, cooling, check)
     report.row('interleaved, trained', worse, cells)
     model.restore(base)

@@ -9,6 +9,7 @@ import { packageVersion } from './build-info';
 import { registerChat } from './chat';
 import { BadResult, Context } from './context';
 import { registerDemo } from './demo';
+import { registerEval } from './eval';
 import { oneLine } from './format';
 import { registerGenerate } from './generate';
 import { registerInfo } from './info';
@@ -52,6 +53,7 @@ function buildProgram(context: Context): Command {
   registerSoak(program, context);
   registerInfo(program, context);
   registerDemo(program, context);
+  registerEval(program, context);
   registerBench(program, context);
   return program;
 }

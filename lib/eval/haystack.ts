@@ -88,7 +88,10 @@ export class Haystack {
 
 /** Each sentence starts with the white space before it, so that joining them gives the text again. */
 export function splitSentences(text: string): string[] {
-  const clean = text.replace(/\r\n?/g, '\n').replace(/[^\S\n]+/g, ' ').trim();
+  const clean = text
+    .replace(/\r\n?/g, '\n')
+    .replace(/[^\S\n]+/g, ' ')
+    .trim();
   const pieces = ` ${clean}`.match(/\s*\S[^]*?(?:[.?!]["')\]]*(?=\s|$)|$)/g) ?? [];
   const sentences: string[] = [];
   let open = '';
