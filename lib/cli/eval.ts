@@ -4,8 +4,9 @@ import { Argument, InvalidArgumentError, Option, type Command } from 'commander'
 import { parseCounts } from '../bench/grammar';
 import { LozaError } from '../errors';
 import { armNames } from '../eval/arms';
-import { evaluate, type EvalAnswer, type EvalResult } from '../eval/evaluate';
+import { evaluate, type EvalResult } from '../eval/evaluate';
 import { drawHeatMap } from '../eval/heat-map';
+import type { EvalOptions } from '../eval/options';
 import { describeEval, formatCellsCsv } from '../eval/report';
 import { tasks, type TaskName } from '../eval/tasks';
 import { bundledModel } from './build-info';
@@ -34,7 +35,7 @@ ${taskNames.map((name) => `  ${name.padEnd(12)}${tasks[name].description}`).join
 
 Lengths are tokens of prompt and answer, as lists and ranges (4K or 1K-8K*2). All arms get the same
 prompts, which --seed, the text and the tokenizer decide. Arms of --attention: full (none streams),
-loza (as the config says), even and odd (interleaved), streaming (all), or a digit for each attention.
+loza (as the config says), even and odd (interleaved), streaming (all), or digits, 1 = streams.
 -o jsonl prints every answer, the others the shares with their 95 % confidence intervals.
 
 Examples:
@@ -95,7 +96,7 @@ async function runEval(dir: string, flags: EvalFlags, context: Context): Promise
   context.json = flags.output !== 'md';
   const { lengths, depths, samples, windows, attention, seed } = flags;
   const haystack = flags.haystack === undefined ? undefined : await readText(flags.haystack);
-  const { attention: _, ...load } = await readLoadOptions(dir, loadFlagsOf(flags));
+  const load = await readLoad(dir, flags);
   const progress = startProgress(context, 'answering', 'cases');
   let result: EvalResult;
   try {
@@ -111,9 +112,12 @@ async function runEval(dir: string, flags: EvalFlags, context: Context): Promise
   print(result, flags.output, context);
 }
 
-function loadFlagsOf(flags: EvalFlags): LoadFlags {
+/** The load options of all arms: each arm has an attention of its own. */
+async function readLoad(dir: string, flags: EvalFlags): Promise<NonNullable<EvalOptions['load']>> {
   const { device, dtype, maxTokens, yarnFactor, chunkTokens } = flags;
-  return { device, dtype, maxTokens, yarnFactor, chunkTokens };
+  const options = await readLoadOptions(dir, { device, dtype, maxTokens, yarnFactor, chunkTokens });
+  delete options.attention;
+  return options;
 }
 
 function print(result: EvalResult, format: EvalFlags['output'], context: Context): void {
@@ -123,7 +127,9 @@ function print(result: EvalResult, format: EvalFlags['output'], context: Context
     for (const answer of result.arms.flatMap(({ answers }) => answers)) context.printJson(answer);
     return;
   }
-  const arms = result.arms.map(({ answers: _, ...arm }: { answers: EvalAnswer[] }) => arm);
+  const arms = result.arms.map(({ name, layerType, device, dtype, cells, perplexity }) => {
+    return { name, layerType, device, dtype, cells, perplexity };
+  });
   context.printJson({ ...result, arms });
 }
 

@@ -159,10 +159,13 @@ async function runArm(
     });
     const { text, usage } = await generation.result();
     onDone();
-    const { content: _, ...known } = prompt;
+    const { task, length, depth, tokens, places, expected } = prompt;
     const sees = (place: number) => inWindow(place, usage.promptTokens - 1, window);
-    const score = tasks[prompt.task].score(text, prompt.expected);
-    return { ...known, arm, answer: text, ...score, inWindow: prompt.places.every(sees) };
+    const score = tasks[task].score(text, expected);
+    return {
+      ...{ arm, task, length, depth, tokens, places, expected, answer: text, ...score },
+      inWindow: places.every(sees),
+    };
   };
   const answers = await pooled(exam.prompts, load.maxSequences ?? 16, answer);
   const perplexity = await measurePerplexity(model, {

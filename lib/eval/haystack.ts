@@ -16,6 +16,11 @@ export interface Needle {
   depth: number;
 }
 
+/** With its length, so that the places of later ones are known. */
+export interface MeasuredNeedle extends Needle {
+  tokens: number;
+}
+
 /** A text with needles in it. */
 export interface Hidden {
   text: string;
@@ -44,19 +49,21 @@ export class Haystack {
    * About `tokens` tokens of text in its own order from a random sentence on, from the beginning again
    * behind the end, with needles between sentences. Needles of equal depth keep their order.
    */
-  hide(needles: readonly Needle[], tokens: number, random: Random): Hidden {
+  hide(needles: readonly MeasuredNeedle[], tokens: number, random: Random): Hidden {
     const chosen = this.cut(tokens, random.below(this.sentences.length));
     const total = chosen.reduce((sum, { tokens: own }) => sum + own, 0);
     const order = needles.map((_, i) => i).sort((a, b) => depthOf(a) - depthOf(b) || a - b);
     const places = needles.map(() => 0);
     const parts: string[] = [];
     let read = 0;
+    let hidden = 0;
     let next = 0;
     const place = (until: number) => {
       for (; next < order.length && depthOf(order[next] as number) * total <= until; next++) {
-        const needle = order[next] as number;
-        parts.push((needles[needle] as Needle).text);
-        places[needle] = read;
+        const needle = needles[order[next] as number] as MeasuredNeedle;
+        parts.push(needle.text);
+        places[order[next] as number] = read + hidden;
+        hidden += needle.tokens;
       }
     };
     for (const sentence of chosen) {

@@ -1,5 +1,5 @@
 import { LozaError } from '../errors';
-import { Haystack, type CountTokens, type Hidden } from './haystack';
+import { Haystack, type CountTokens, type Hidden, type MeasuredNeedle } from './haystack';
 import { Random } from './random';
 import { tasks, type Question, type TaskName } from './tasks';
 
@@ -47,18 +47,19 @@ export class PromptMaker {
     depth: number | undefined,
     sample: number,
   ): Promise<EvalPrompt> {
-    const { answerTokens, onlyNeedles, make } = tasks[task];
+    const { answerTokens, onlyNeedles } = tasks[task];
     const room = length - answerTokens - templateRoom;
     let budget = room;
     for (let attempt = 0; attempt < maxTries; attempt++) {
       const random = new Random(this.seed, task, length, depth ?? 'any', sample);
       const lines = Math.max(Math.floor(budget / this.lineTokens), 1);
-      const question = make(random, depth ?? 0, lines);
-      const hidden = this.haystack.hide(question.needles, onlyNeedles ? 0 : budget, random);
+      const question = tasks[task].make(random, depth ?? 0, lines);
+      const needles = await this.measure(question);
+      const hidden = this.haystack.hide(needles, onlyNeedles ? 0 : budget, random);
       const content = `${question.intro}${hidden.text}\n${question.question}`;
       const tokens = await this.count(content);
       if (tokens <= room) {
-        const places = await this.place(question, hidden, onlyNeedles);
+        const places = await this.place(question, hidden);
         return { task, length, depth, content, tokens, places, expected: question.expected };
       }
       budget -= Math.max(tokens - room, Math.ceil(this.lineTokens));
@@ -70,12 +71,17 @@ export class PromptMaker {
     });
   }
 
+  private async measure({ needles }: Question): Promise<MeasuredNeedle[]> {
+    const measured: MeasuredNeedle[] = [];
+    for (const needle of needles) {
+      measured.push({ ...needle, tokens: await this.count(needle.text) });
+    }
+    return measured;
+  }
+
   /** Tokens before each asked needle. */
-  private async place(question: Question, hidden: Hidden, onlyNeedles: boolean): Promise<number[]> {
-    const before = await this.count(question.intro);
-    return question.asked.map((index) => {
-      const place = onlyNeedles ? index * this.lineTokens : (hidden.places[index] ?? 0);
-      return Math.round(before + place);
-    });
+  private async place({ intro, asked }: Question, { places }: Hidden): Promise<number[]> {
+    const before = await this.count(intro);
+    return asked.map((index) => before + (places[index] as number));
   }
 }

@@ -78,7 +78,7 @@ function describeRows(arms: readonly EvalArm[], rows: readonly Row[]): string {
     return [
       ...[task, formatLength(length), percent(full.inWindow)],
       ...cells.flatMap((cell, i) => [
-        `${percent(cell.share)} ±${percent((cell.high - cell.low) / 2)}`,
+        `${percent(cell.share)} [${percent(cell.low)}, ${percent(cell.high)}]`,
         ...(i === 0 ? [] : [full.share > 0 ? percent(cell.share / full.share) : '-']),
       ]),
     ];
@@ -90,8 +90,8 @@ function explain(counts: readonly number[]): string {
   const prompts =
     counts.length === 1 ? `${counts[0]}` : `${Math.min(...counts)} to ${Math.max(...counts)}`;
   return [
-    `Percent of answers that have all that was asked; ${prompts} prompts a cell; ± half of the 95 % interval`,
-    '(Wilson). "in window": prompts that test nothing, since streaming attentions see the answer.',
+    `Percent of answers that have all that was asked, and the 95 % interval (Wilson); ${prompts} prompts`,
+    'a cell. "in window": prompts that test nothing, since streaming attentions see the answer.',
     '"kept": of the first arm.',
   ].join('\n');
 }
