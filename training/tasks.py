@@ -1,8 +1,9 @@
 """Sequences that teach a model to look things up: text with records in it, then questions.
 
 Every token has a class, which decides what it counts in the loss:
-NONE (its value cannot be known, or padding), TEXT, ANSWER (what the answer looked up), FORM (the rest
-of an answer and of a record).
+NONE (its value cannot be known, or padding), TEXT, ANSWER (what an answer looked up), FIRST (the first token
+found by two look-ups: the later ones can be found by the ones before them), COPY (the rest of an
+answer) and FORM (the rest of a record and of a question).
 """
 
 import math
@@ -10,7 +11,7 @@ import random
 
 import numpy as np
 
-NONE, TEXT, ANSWER, FORM = 0, 1, 2, 3
+NONE, TEXT, ANSWER, FORM, COPY, FIRST = range(6)
 BOS, EOS, PAD, USER, ASSISTANT = 1, 2, 3, 5, 6
 
 
@@ -63,7 +64,7 @@ def pass_keys(words, rng, count):
     for name in names:
         key = words(digits(rng, 5))
         records.append(Pieces().add(words(f' [{name}:'), FORM).add(key, NONE).add(words(']'), FORM))
-        answer = Pieces().add(words(f'{name}:'), FORM).add(key, ANSWER).add([EOS], FORM)
+        answer = Pieces().add(words(f'{name}:'), COPY).add(key, ANSWER).add([EOS], COPY)
         queries.append((words(f'What is the pass key of {name}?'), answer))
     return records, queries
 
@@ -78,10 +79,8 @@ def aliases(words, rng, count):
         key = words(digits(rng, 5))
         records.append(Pieces().add(words(f' [{name}:'), FORM).add(key, NONE).add(words(']'), FORM))
         records.append(Pieces().add(words(f' [{alias}='), FORM).add(words(name), NONE).add(words(']'), FORM))
-        answer = Pieces().add(words(f'{alias}>'), FORM).add(key, ANSWER).add([EOS], FORM)
-        hop = (words(f'What is the pass key behind {alias}?'), answer)
-        answer = Pieces().add(words(f'{name}:'), FORM).add(key, ANSWER).add([EOS], FORM)
-        queries.append(hop if rng.random() < 0.7 else (words(f'What is the pass key of {name}?'), answer))
+        answer = Pieces().add(words(f'{alias}>'), COPY).add(key[:1], FIRST).add(key[1:], ANSWER).add([EOS], COPY)
+        queries.append((words(f'What is the pass key behind {alias}?'), answer))
     return records, queries
 
 
@@ -98,8 +97,8 @@ def magic_numbers(words, rng, count):
         i += size
         answer = Pieces()
         for k, (name, value) in enumerate(group):
-            answer.add(words(f', {name}: ' if k else f'{name}: '), FORM).add(value, ANSWER)
-        answer.add([EOS], FORM)
+            answer.add(words(f', {name}: ' if k else f'{name}: '), COPY).add(value, ANSWER)
+        answer.add([EOS], COPY)
         if len(group) == 1:
             question = f'What is the special magic number for {group[0][0]} mentioned in the provided text?'
         else:
@@ -120,7 +119,7 @@ def register_lines(words, rng, count):
         value = words(str(rng.randint(1, 50000)))
         records.append(Pieces().add(words(f'\n{name}: REGISTER_CONTENT is <'), FORM)
                        .add(value, NONE).add(words('>'), FORM))
-        answer = Pieces().add(words(f'{name}: <'), FORM).add(value, ANSWER).add(words('>'), ANSWER).add([EOS], FORM)
+        answer = Pieces().add(words(f'{name}: <'), COPY).add(value, ANSWER).add(words('>'), ANSWER).add([EOS], COPY)
         question = f'Tell me what is the <REGISTER_CONTENT> in {name}? I need the number.'
         queries.append((words(question), answer))
     return records, queries
@@ -137,7 +136,7 @@ INTROS = {
     'lines': 'Below is a record of lines I want you to remember. For each line, memorize its '
              '<REGISTER_CONTENT>. At the end of the record, I will ask you to retrieve the <REGISTER_CONTENT> of a certain line.\n',
 }
-MIX = [('passkey', 0.5), ('alias', 0.2), ('magic', 0.12), ('lines', 0.18)]
+MIX = [('passkey', 0.37), ('alias', 0.33), ('magic', 0.14), ('lines', 0.16)]
 
 
 class Texts:
@@ -253,8 +252,6 @@ def exam(seed, texts, words, task, length, count, asked=4, records=4):
     rows, spans = [], []
     for row in range(count):
         hidden, queries = make(words, rng, records)
-        if task == 'alias':
-            queries = [q for q in queries if words('>')[0] in q[1].ids] or queries
         queries = rng.sample(queries, min(asked, len(queries)))
         turns = []
         for question, answer in queries:

@@ -33,7 +33,9 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 TOKENS = int(os.environ.get('TOKENS', 65536))
 ROWS = int(os.environ.get('EXAM_ROWS', 128))
 WORKERS = int(os.environ.get('WORKERS', 13))
-ANSWER_WEIGHT, TEXT_WEIGHT = 1.0, 0.6
+TEXT_WEIGHT = 0.6
+# Weights within answers: what is copied from the question, and the first token of two look-ups.
+COPY_WEIGHT, FIRST_WEIGHT = 0.5, 4.0
 # Against memorising: in half of the sequences this share of the text's tokens is read as random ones.
 NOISE = 0.15
 
@@ -41,7 +43,7 @@ NOISE = 0.15
 BASE_END, CALIBRATION_END, INTERLEAVED_END, LOZA_END = map(float, os.environ.get('ENDS', '0.70 0.78 0.85 0.95').split())
 
 # Lengths of a stage's sequences, and the share of the base training at which it ends at the latest.
-STAGES = [((256,), 0.20), ((256, 512, 1024), 0.30), ((512, 2048, 4096), 0.45), ((1024, 4096, 8192), 0.85),
+STAGES = [((256,), 0.40), ((256, 512, 1024), 0.48), ((512, 2048, 4096), 0.60), ((1024, 4096, 8192), 0.86),
           ((2048, 8192, 8192, 16384, 32768), 1.0), ((4096, 8192), 1.0)]
 CALIBRATION = len(STAGES) - 1
 LAST = CALIBRATION - 1
@@ -95,30 +97,34 @@ def noisy(ids, classes):
 
 def weighted(loss, classes, text_weight):
     """The loss of a batch: answers and text, each by its mean."""
-    answer = (classes == tasks.ANSWER).float()
+    weights = torch.zeros(6, device=DEVICE)
+    weights[tasks.ANSWER], weights[tasks.COPY], weights[tasks.FIRST] = 1.0, COPY_WEIGHT, FIRST_WEIGHT
+    answer = weights[classes.long()]
     text = ((classes == tasks.TEXT) | (classes == tasks.FORM)).float()
     mean = lambda mask: (loss * mask).sum() / mask.sum().clamp(min=1)
-    return ANSWER_WEIGHT * mean(answer) + text_weight * mean(text)
+    return mean(answer) + text_weight * mean(text)
 
 
 class Progress:
     """Running means by task, kept on the device and read now and then."""
 
     def __init__(self):
-        self.sums = torch.zeros(len(tasks.MIX) + 1, 3, device=DEVICE)
-        self.text = torch.zeros(2, device=DEVICE)
+        self.sums = torch.zeros(len(tasks.MIX) + 1, 2, device=DEVICE)
+        self.first, self.text = torch.zeros(2, device=DEVICE), torch.zeros(2, device=DEVICE)
 
     def add(self, loss, right, classes, kinds):
-        answer = (classes == tasks.ANSWER).float()
-        rows = torch.stack([(loss.detach() * answer).sum(1), (right * answer).sum(1), answer.sum(1)], 1)
-        self.sums.index_add_(0, kinds.long(), rows)
+        answer = ((classes == tasks.ANSWER) | (classes == tasks.COPY)).float()
+        self.sums.index_add_(0, kinds.long(), torch.stack([(right * answer).sum(1), answer.sum(1)], 1))
+        first = (classes == tasks.FIRST).float()
+        self.first += torch.stack([(right * first).sum(), first.sum()])
         text = (classes == tasks.TEXT).float()
         self.text += torch.stack([(loss.detach() * text).sum(), text.sum()])
 
     def read(self):
-        sums, text = self.sums.tolist(), self.text.tolist()
+        sums, first, text = self.sums.tolist(), self.first.tolist(), self.text.tolist()
         self.__init__()
-        accuracy = {name: sums[i][1] / max(sums[i][2], 1) for i, (name, _) in enumerate(tasks.MIX)}
+        accuracy = {name: sums[i][0] / max(sums[i][1], 1) for i, (name, _) in enumerate(tasks.MIX)}
+        accuracy['two hops'] = first[0] / max(first[1], 1)
         return accuracy, text[0] / max(text[1], 1)
 
 
@@ -152,7 +158,7 @@ def train(model, stream, until, rates, check, stage=None, every=50):
                 shown = ' '.join(f'{name} {value:.3f}' for name, value in accuracy.items())
                 say(f'step {step} stage {stage.value if stage else "-"} T {length} {shown} text {text:.3f}')
             late = stage is not None and share > STAGES[stage.value][1]
-            learned = stage is not None and stage.value < LAST - 1 and accuracy['passkey'] > 0.985 and accuracy['magic'] > 0.95
+            learned = stage is not None and stage.value < LAST - 1 and min(accuracy['passkey'], accuracy['magic'], accuracy['two hops']) > 0.97
             if stage is not None and stage.value < LAST and (late or learned):
                 stage.value += 1
                 say('stage', stage.value, STAGES[stage.value][0], 'at step', step, 'accuracy', accuracy)
@@ -168,7 +174,7 @@ class Exams:
     def get(self, task, length, rows):
         key = (task, length, rows)
         if key not in self.made:
-            records = {'passkey': 4, 'alias': 16, 'magic': 12, 'lines': 32}[task]
+            records = {'passkey': 4, 'alias': 8, 'magic': 12, 'lines': 32}[task]
             ids, spans = tasks.exam(length, self.texts, self.words, task, length, rows, records=records)
             self.made[key] = torch.from_numpy(ids).to(DEVICE), spans
         return self.made[key]
@@ -224,7 +230,7 @@ def calibrate(model, stream, until):
         ids, classes, _ = next(stream)
         length = ids.shape[1] - 1
         factor = factor_of(length)
-        mask = (classes[:, 1:] == tasks.ANSWER).flatten().float()
+        mask = ((classes[:, 1:] == tasks.ANSWER) | (classes[:, 1:] == tasks.FIRST)).flatten().float()
         teacher = rms(model.hidden(ids[:, :-1].contiguous(), factor), model.weights['norm'], c.eps).float().detach()
         model.alphas = alphas
         student = rms(model.hidden(ids[:, :-1].contiguous(), factor), model.weights['norm'], c.eps).float()
