@@ -7,6 +7,16 @@ export type { CalibrateMethod, CalibrateOptions, CalibrateProgress } from './cal
 export type { CalibrationReport } from './calibrate/report';
 export { train, type TrainingReport } from './train/train';
 export type { TrainOptions, TrainProgress } from './train/options';
+export {
+  evaluate,
+  type EvalAnswer,
+  type EvalArm,
+  type EvalCell,
+  type EvalResult,
+} from './eval/evaluate';
+export type { EvalOptions, EvalProgress } from './eval/options';
+export type { PerplexityBucket } from './eval/perplexity';
+export type { TaskName } from './eval/tasks';
 export { probeDevices, type DeviceReport } from './probe-devices';
 export { LozaError, type LozaErrorCode, type LozaErrorDetails } from './errors';
 export type { LoadOptions, LoadProgress, RopeOptions } from './load-options';

@@ -10,6 +10,7 @@ import { packageVersion } from './build-info';
 import { registerChat } from './chat';
 import { BadResult, Context } from './context';
 import { registerDemo } from './demo';
+import { registerEval } from './eval';
 import { oneLine } from './format';
 import { registerGenerate } from './generate';
 import { registerInfo } from './info';
@@ -54,6 +55,7 @@ function buildProgram(context: Context): Command {
   registerSoak(program, context);
   registerInfo(program, context);
   registerDemo(program, context);
+  registerEval(program, context);
   registerBench(program, context);
   registerCalibrate(program, context);
   registerTrain(program, context);

@@ -9,7 +9,7 @@ export const golden = (name: string) => path.join(root, 'test', 'golden', name);
 const program = path.join(root, 'dist', 'cli', 'main.js');
 
 export const commands = [
-  ...['generate', 'chat', 'inspect', 'verify', 'selftest', 'soak', 'info', 'demo', 'bench'],
+  ...['generate', 'chat', 'inspect', 'verify', 'selftest', 'soak', 'info', 'demo', 'eval', 'bench'],
 ];
 
 export interface Outcome {
