@@ -99,7 +99,7 @@ export class Sequence {
     const most = Math.min(this.reusableBlocks(), Math.floor(limit / blockTokens));
     const { path, seen } = cache.match(tokens, most);
     // Others had the same tokens up to there: it is likely that more will.
-    if (seen > path.length) this.points.push(seen);
+    if (seen > path.length && !this.points.includes(seen)) this.points.push(seen);
     groups.forEach((group, g) => this.blocksOf(group).adopt(path, g));
     this.moveTo(path.at(-1) ?? cache.root);
     this.published = path.length;
