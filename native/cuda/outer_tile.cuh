@@ -18,6 +18,7 @@ struct OuterParams {
   int64_t rows;  // of y
   int n, k, top_k;
   bool y_aligned, x_aligned;  // every row starts at a multiple of 16 bytes
+  bool out_aligned;           // every row starts at a multiple of two values
 };
 
 struct OuterTile {
@@ -87,6 +88,18 @@ __device__ inline void multiply_outer(OuterSums& sums, const Bf16* y, const Bf16
   }
 }
 
+// out[0], out[1] += sum, of which `count` exist.
+__device__ inline void add_pair(float* out, float2 sum, int count, bool aligned) {
+  if (count > 1 && aligned) {
+    float2 value = *reinterpret_cast<const float2*>(out);
+    value.x += sum.x, value.y += sum.y;
+    *reinterpret_cast<float2*>(out) = value;
+    return;
+  }
+  if (count > 0) out[0] += sum.x;
+  if (count > 1) out[1] += sum.y;
+}
+
 __device__ inline void add_outer(const OuterParams& params, int64_t expert, const OuterSums& sums) {
   using T = OuterTile;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -94,16 +107,18 @@ __device__ inline void add_outer(const OuterParams& params, int64_t expert, cons
       static_cast<int>(blockIdx.y) * T::kSide + warp / T::kColumnWarps * T::kWarpRows + lane / 4;
   const int first_k = static_cast<int>(blockIdx.x) * T::kSide +
                       warp % T::kColumnWarps * T::kWarpColumns + lane % 4 * 2;
-  float* out = params.out + expert * params.out_expert_stride;
+  float* out = params.out + expert * params.out_expert_stride + first_k;
 #pragma unroll
-  for (int row = 0; row < T::kRowTiles; row++)
+  for (int row = 0; row < T::kRowTiles * 2; row++) {
+    const int n = first_n + row * 8;
+    if (n >= params.n) return;
 #pragma unroll
-    for (int column = 0; column < T::kColumnTiles; column++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const int n = first_n + row * 16 + i / 2 * 8, k = first_k + column * 8 + i % 2;
-        if (n < params.n && k < params.k) out[n * params.out_stride + k] += sums[row][column][i];
-      }
+    for (int column = 0; column < T::kColumnTiles; column++) {
+      const float* sum = &sums[row / 2][column][row % 2 * 2];
+      add_pair(out + n * params.out_stride + column * 8, make_float2(sum[0], sum[1]),
+               params.k - first_k - column * 8, params.out_aligned);
+    }
+  }
 }
 
 // Grid: x = tiles along k, y = tiles along n, z = experts.

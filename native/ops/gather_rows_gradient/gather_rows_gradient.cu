@@ -37,8 +37,28 @@ __device__ int find_rows(int (&found)[kThreads], int (&shared)[kMaxWarps],
   return prefix.total;
 }
 
-// Columns a thread sums in registers while it walks; wider rows are walked several times.
-constexpr int kHeld = 8;
+// Columns a thread sums in registers while it walks (wider rows are walked several times), and rows
+// whose loads are in flight together.
+constexpr int kHeld = 8, kAhead = 4;
+using Held = float[kHeld];
+
+// sums += dout[rows[0]], then dout[rows[1]], ...
+template <int kRows>
+__device__ __forceinline__ void add_rows(Held& sums, const GatherRowsGradientArgs& args,
+                                         int64_t first, const int* rows, int64_t base) {
+  float values[kRows][kHeld][1] = {};
+#pragma unroll
+  for (int i = 0; i < kRows; i++)
+#pragma unroll
+    for (int j = 0; j < kHeld; j++) {
+      const int64_t column = base + j * kThreads + threadIdx.x;
+      if (column < args.width) args.dout.load(values[i][j], first + rows[i], column);
+    }
+#pragma unroll
+  for (int i = 0; i < kRows; i++)
+#pragma unroll
+    for (int j = 0; j < kHeld; j++) sums[j] += values[i][j][0];
+}
 
 // Grid: x = rows.
 __global__ void __launch_bounds__(kThreads)
@@ -48,18 +68,12 @@ __global__ void __launch_bounds__(kThreads)
   const int32_t id = args.ids[row];
   if (id < 0 || id >= args.entries || is_named_before(args.ids, row)) return;
   for (int64_t base = 0; base < args.width; base += kHeld * kThreads) {
-    float sums[kHeld] = {}, value[1];
+    Held sums = {};
     for (int64_t first = row; first < args.rows; first += kThreads) {
       const int count = find_rows(found, shared, args, id, first);
-      for (int i = 0; i < count; i++) {
-#pragma unroll
-        for (int j = 0; j < kHeld; j++) {
-          const int64_t column = base + j * kThreads + threadIdx.x;
-          if (column >= args.width) continue;
-          args.dout.load(value, first + found[i], column);
-          sums[j] += value[0];
-        }
-      }
+      int i = 0;
+      for (; i + kAhead <= count; i += kAhead) add_rows<kAhead>(sums, args, first, &found[i], base);
+      for (; i < count; i++) add_rows<1>(sums, args, first, &found[i], base);
       __syncthreads();  // `found` is written anew
     }
 #pragma unroll

@@ -123,7 +123,8 @@ void launch(const GroupedLinearWeightGradientParams& params, CudaStream& stream)
                 .k = static_cast<int>(dw.dim(2)),
                 .top_k = params.top_k,
                 .y_aligned = rows_aligned(dy, 16, 1),
-                .x_aligned = rows_aligned(x, 16, 1)},
+                .x_aligned = rows_aligned(x, 16, 1),
+                .out_aligned = rows_aligned(dw, 8, 2)},
                dw.dim(0), stream.handle(), kName);
 }
 

@@ -111,7 +111,8 @@ void launch(const LinearWeightGradientParams& params, CudaStream& stream) {
                 .k = static_cast<int>(dw.dim(1)),
                 .top_k = 1,
                 .y_aligned = rows_aligned(dy, 16, 1),
-                .x_aligned = rows_aligned(x, 16, 1)},
+                .x_aligned = rows_aligned(x, 16, 1),
+                .out_aligned = rows_aligned(dw, 8, 1)},
                1, stream.handle(), kName);
 }
 

@@ -14,7 +14,9 @@ import { crossEntropy, squaredDifference } from '../../../lib/selftest/cases/los
 import { rmsNormGradient } from '../../../lib/selftest/cases/rms-norm-gradient';
 import { routeGradient } from '../../../lib/selftest/cases/route-gradient';
 import { swigluGradient } from '../../../lib/selftest/cases/swiglu-gradient';
+import { compareBits } from '../../../lib/selftest/compare';
 import type { AnyOperation } from '../../../lib/selftest/operations';
+import { Random } from '../../../lib/selftest/random';
 import { forEachDevice } from '../../support/devices';
 import { sweep } from '../../support/sweep';
 
@@ -38,8 +40,22 @@ const operations = [
 ] as unknown as readonly AnyOperation[];
 
 forEachDevice('gradients', (lab) => {
-  for (const operation of operations)
-    describe(operation.operation, () => {
-      sweep(lab, operation);
+  describe.each(operations)('$operation', (operation) => {
+    sweep(lab, operation);
+
+    test('the same inputs give the same bits, every time', async () => {
+      const c = operation.cases.at(-1)!;
+      const inputs = operation.inputs(c, new Random(c.name), lab.activation);
+      const shapes: Record<string, readonly number[]> = {};
+      const once = () =>
+        lab.run((ops) => {
+          const outputs = operation.run(ops, lab.uploadAll(inputs), c);
+          for (const [name, { shape }] of Object.entries(outputs)) shapes[name] = shape;
+          return outputs;
+        });
+      const first = await once();
+      for (const [name, again] of Object.entries(await once()))
+        compareBits(name, again, first[name]!, shapes[name]!);
     });
+  });
 });
