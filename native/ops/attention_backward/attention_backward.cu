@@ -1,14 +1,16 @@
-// Reverse mode of expanded attention with mma.sync: bf16 operands, fp32 sums (formulas in
+// Reverse mode of expanded attention on Hopper: wgmma, bf16 operands, fp32 sums (formulas in
 // attention_backward.h). Two kernels; each recomputes p from the log-sum-exp, so that no sum needs
 // atomics and the bits repeat:
 //   queries_kernel: a CTA owns 128 query rows of a head, keys pass by:    d_q += ds k
-//   keys_kernel:    a CTA owns 128 key rows of a head, queries pass by:   d_k += ds^T q, d_v += p^T d_out
-// Grid: (tiles of own rows, heads). Warp w owns rows 16 w to 16 w + 15 of the tile; its p and ds stay in
-// registers, where accumulators of one product are operands of the next. Parts of the other side come
-// in two stages. What no own row sees is zeros in shared memory: it may be NaN.
+//   keys_kernel:    a CTA owns 128 key rows of a head, queries pass by:   d_k += ds^T q,
+//                                                                         d_v += p^T d_out
+// Grid: (tiles of own rows, heads). Each of two warpgroups owns 64 rows of the tile; its p and ds stay in
+// registers, where sums of one product are operands of the next. Parts of the other side come in two
+// stages. What no own row sees is zeros in shared memory: it may be NaN.
 #include "cuda/attention_mma.cuh"
 #include "cuda/cuda_ops.h"
-#include "cuda/reduce.cuh"
+#include "cuda/tma.cuh"
+#include "cuda/wgmma.cuh"
 #include "ops/attention_backward/problem.cuh"
 
 namespace loza::cuda {
@@ -19,8 +21,8 @@ template <int kDepth_, int kValue_>
 struct BackwardTraits {
   static constexpr int kDepth = kDepth_;  // nope + rope, padded
   static constexpr int kValue = kValue_;  // padded
-  static constexpr int kWarps = 8, kThreads = kWarps * kLanes;
-  static constexpr int kOwn = kWarps * 16;
+  static constexpr int kGroups = 2, kThreads = kGroups * 128;
+  static constexpr int kOwn = kGroups * 64;
   static constexpr int kStages = 2;
   // Sums of both gradients of keys, where one thread has the registers for them.
   static constexpr bool kTogether = kDepth + kValue <= 320;
@@ -28,12 +30,18 @@ struct BackwardTraits {
   static constexpr int kQueryPart = 32;
 };
 
+inline constexpr int kPanel = 64;  // columns of 128 bytes, what a swizzled row holds
+
+// Tiles are panels of 64 columns whose 128-byte rows are swizzled, as wgmma reads them.
+template <int kRows, int kColumns>
+using Tile = bf16[kColumns / kPanel][kRows * kPanel];
+
 template <class T, int kPart>
 struct BackwardStorage {
-  alignas(128) bf16 own_depth[T::kOwn * T::kDepth];
-  alignas(128) bf16 own_value[T::kOwn * T::kValue];
-  alignas(128) bf16 depth[T::kStages][kPart * T::kDepth];
-  alignas(128) bf16 value[T::kStages][kPart * T::kValue];
+  alignas(1024) Tile<T::kOwn, T::kDepth> own_depth;
+  alignas(1024) Tile<T::kOwn, T::kValue> own_value;
+  alignas(1024) Tile<kPart, T::kDepth> depth[T::kStages];
+  alignas(1024) Tile<kPart, T::kValue> value[T::kStages];
   float lse[T::kStages][kPart], product[T::kStages][kPart];  // of queries
 };
 
@@ -44,9 +52,13 @@ using KeyStorage = BackwardStorage<T, T::kQueryPart>;
 
 using Problem = BackwardProblem<bf16>;
 
-// A fragment of m16n8: rows g and g + 8 of the warp's, columns 2t and 2t + 1 of 8.
+// A warpgroup's sums over its 64 rows, as wgmma.cuh says: element i is column 8 (i / 4) + 2 t + i % 2 of
+// row g or, where i / 2 is odd, g + 8.
 template <int kColumns>
-using Sums = float[kColumns / 8][4];
+using Sums = float[kColumns / 2];
+// A factor of 64 rows and kColumns columns in registers.
+template <int kColumns>
+using Factor = uint32_t[kColumns / 16][4];
 
 // What rows g and g + 8 of this lane's warp see, and whether all rows of the CTA see the whole part.
 struct Seen {
@@ -55,44 +67,48 @@ struct Seen {
 };
 
 struct Lane {
-  int warp, lane;
+  int thread = static_cast<int>(threadIdx.x);
 
-  __device__ Lane()
-      : warp(static_cast<int>(threadIdx.x) / kLanes),
-        lane(static_cast<int>(threadIdx.x) % kLanes) {}
-  __device__ int row(int r) const { return warp * 16 + lane / 4 + 8 * r; }
-  __device__ int column(int n, int c) const { return n * 8 + lane % 4 * 2 + c; }
+  __device__ int group() const { return thread / 128; }
+  __device__ int row(int r) const { return thread / kLanes * 16 + thread % kLanes / 4 + 8 * r; }
+  __device__ int column(int i) const { return i / 4 * 8 + thread % 4 * 2 + i % 2; }
 };
 
 // ---- Loads ----
 
-template <class T, int kRows>
-__device__ void load_queries(const Problem& problem, bf16* depth, bf16* value, int64_t row,
-                             int rows, int head) {
-  const bf16* q = problem.q + row * problem.q_row + head * problem.q_head;
-  const bf16* d_out = problem.d_out + row * problem.d_out_row + head * problem.d_out_head;
-  load_tile<kRows, T::kDepth, T::kThreads>(
-      depth, rows, problem.nope + problem.rope, problem.vector, problem.q,
-      [&](int r, int column) { return q + r * problem.q_row + column; });
-  load_tile<kRows, T::kValue, T::kThreads>(
-      value, rows, problem.value, problem.vector, problem.q,
-      [&](int r, int column) { return d_out + r * problem.d_out_row + column; });
+template <class T, int kRows, int kColumns, class At>
+__device__ void load_panels(Tile<kRows, kColumns>& to, int rows, int columns,
+                            const Problem& problem, const At& at) {
+#pragma unroll
+  for (int panel = 0; panel < kColumns / kPanel; panel++)
+    load_tile<kRows, kPanel, T::kThreads>(
+        to[panel], rows, columns - panel * kPanel, problem.vector, problem.q,
+        [&](int row, int column) { return at(row, panel * kPanel + column); });
 }
 
 template <class T, int kRows>
-__device__ void load_keys(const Problem& problem, bf16* depth, bf16* value, int64_t row, int rows,
-                          int head) {
+__device__ void load_queries(const Problem& problem, Tile<kRows, T::kDepth>& depth,
+                             Tile<kRows, T::kValue>& value, int64_t row, int rows, int head) {
+  const bf16* q = problem.q + row * problem.q_row + head * problem.q_head;
+  const bf16* d_out = problem.d_out + row * problem.d_out_row + head * problem.d_out_head;
+  load_panels<T, kRows, T::kDepth>(depth, rows, problem.nope + problem.rope, problem,
+                                   [&](int r, int i) { return q + r * problem.q_row + i; });
+  load_panels<T, kRows, T::kValue>(value, rows, problem.value, problem,
+                                   [&](int r, int i) { return d_out + r * problem.d_out_row + i; });
+}
+
+template <class T, int kRows>
+__device__ void load_keys(const Problem& problem, Tile<kRows, T::kDepth>& depth,
+                          Tile<kRows, T::kValue>& value, int64_t row, int rows, int head) {
   const bf16* kv = problem.kv + row * problem.kv_row + head * problem.kv_head;
   const bf16* k_rope = problem.k_rope + row * problem.k_rope_row;
   const int nope = problem.nope;
-  load_tile<kRows, T::kDepth, T::kThreads>(
-      depth, rows, nope + problem.rope, problem.vector, problem.kv, [&](int r, int column) {
-        return column < nope ? kv + r * problem.kv_row + column
-                             : k_rope + r * problem.k_rope_row + (column - nope);
-      });
-  load_tile<kRows, T::kValue, T::kThreads>(
-      value, rows, problem.value, problem.vector, problem.kv,
-      [&](int r, int column) { return kv + r * problem.kv_row + nope + column; });
+  load_panels<T, kRows, T::kDepth>(depth, rows, nope + problem.rope, problem, [&](int r, int i) {
+    return i < nope ? kv + r * problem.kv_row + i : k_rope + r * problem.k_rope_row + (i - nope);
+  });
+  load_panels<T, kRows, T::kValue>(value, rows, problem.value, problem, [&](int r, int i) {
+    return kv + r * problem.kv_row + nope + i;
+  });
 }
 
 // Queries that do not exist weigh nothing: exp2(score - infinity) is 0.
@@ -112,76 +128,59 @@ __device__ void load_terms(const Problem& problem, KeyStorage<T>& shared, int st
 
 // ---- Compute ----
 
-// Where this lane reads chunks of its row of a tile (tile_offset, in parts that need few registers).
-template <int kColumns>
-struct Chunks {
-  static_assert(kColumns % 64 == 0);
-  uint32_t row, first;
-
-  __device__ Chunks(const bf16* tile, int row, int half)
-      : row(shared_address(tile) + row * kColumns * 2), first((half ^ row % 8) << 4) {}
-  // Of the 16 columns `step`, `rows` further down (a multiple of 8).
-  __device__ uint32_t at(int rows, int step) const {
-    return row + rows * kColumns * 2 + step / 4 * 128 + (first ^ step % 4 * 32);
-  }
-};
-
-// sums = own[16 rows of the warp] . other[kPart rows], over kColumns values
-template <int kColumns, int kPart>
-__device__ void multiply(Sums<kPart>& sums, const bf16* own, const bf16* other, const Lane& at) {
-  const Chunks<kColumns> left(own, at.warp * 16 + at.lane % 16, at.lane / 16);
-  const Chunks<kColumns> right(other, at.lane / 16 * 8 + at.lane % 8, at.lane / 8 % 2);
+// products = own[64 rows of the group] . other[kPart rows], over kColumns values, asynchronously
+template <class T, int kColumns, int kPart>
+__device__ __forceinline__ void start_products(Sums<kPart>& products,
+                                               const Tile<T::kOwn, kColumns>& own,
+                                               const Tile<kPart, kColumns>& other, int group) {
+  const uint64_t a = wgmma_descriptor(own[0] + group * 64 * kPanel), b = wgmma_descriptor(other);
 #pragma unroll
-  for (int step = 0; step < kColumns / 16; step++) {
-    uint32_t a[4];
-    load_matrices(a, left.at(0, step));
+  for (int panel = 0; panel < kColumns / kPanel; panel++)
 #pragma unroll
-    for (int n = 0; n < kPart / 16; n++) {
-      uint32_t b[4];
-      load_matrices(b, right.at(n * 16, step));
-      multiply_add(sums[2 * n], a, b[0], b[1]);
-      multiply_add(sums[2 * n + 1], a, b[2], b[3]);
-    }
-  }
+    for (int step = 0; step < kPanel / 16; step++)
+      wgmma_bf16(products, wgmma_advance(a, panel * T::kOwn * 128 + step * 32),
+                 wgmma_advance(b, panel * kPart * 128 + step * 32), panel + step > 0);
+  wgmma_commit();
 }
 
-// sums += weights[16 rows, kPart] other[kPart rows, kColumns]
+// sums += weights[64 rows, kPart] other[kPart rows, kColumns], asynchronously
 template <int kColumns, int kPart>
-__device__ void add(Sums<kColumns>& sums, const Sums<kPart>& weights, const bf16* other,
-                    const Lane& at) {
-  const Chunks<kColumns> chunks(other, at.lane % 16, at.lane / 16);
+__device__ __forceinline__ void start_sums(Sums<kColumns>& sums, const Factor<kPart>& weights,
+                                           const Tile<kPart, kColumns>& other) {
+  const uint64_t b = wgmma_descriptor(other, kPart * 128);
 #pragma unroll
-  for (int step = 0; step < kPart / 16; step++) {
-    const auto &left = weights[2 * step], &right = weights[2 * step + 1];
-    const uint32_t a[4] = {pack(left[0], left[1]), pack(left[2], left[3]), pack(right[0], right[1]),
-                           pack(right[2], right[3])};
-#pragma unroll
-    for (int n = 0; n < kColumns / 16; n++) {
-      uint32_t b[4];
-      load_transposed(b, chunks.at(step * 16, n));
-      multiply_add(sums[2 * n], a, b[0], b[1]);
-      multiply_add(sums[2 * n + 1], a, b[2], b[3]);
-    }
-  }
+  for (int step = 0; step < kPart / 16; step++)
+    wgmma_bf16<1>(sums, weights[step], wgmma_advance(b, step * 16 * 128), true);
 }
 
-// Scores become p and products become ds, without softmax_scale, which the sums get at the end.
-// terms(r, column): lse and product of that pair's query.
+// Scores become p. terms(r, column): lse and product of that pair's query.
 template <int kPart, class Terms>
-__device__ void weigh(Sums<kPart>& scores, Sums<kPart>& products, float scale, const Seen& seen,
-                      const Lane& at, const Terms& terms) {
+__device__ __forceinline__ void weigh(Sums<kPart>& scores, float scale, const Seen& seen,
+                                      const Lane& at, const Terms& terms) {
 #pragma unroll
-  for (int n = 0; n < kPart / 8; n++)
+  for (int i = 0; i < kPart / 2; i++) {
+    const int r = i / 2 % 2, column = at.column(i);
+    const float p = exp2_fast(fmaf(scores[i], scale, -terms(r, column).x));
+    scores[i] = seen.all || seen.rows[r].has(column) ? p : 0.0f;
+  }
+}
+
+// Products become ds, without softmax_scale, which the sums get at the end.
+template <int kPart, class Terms>
+__device__ __forceinline__ void differ(Sums<kPart>& products, const Sums<kPart>& p,
+                                       const Seen& seen, const Lane& at, const Terms& terms) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int r = i / 2, column = at.column(n, i % 2);
-      const float2 query = terms(r, column);
-      const float p = exp2_fast(fmaf(scores[n][i], scale, -query.x));
-      const float ds = p * (products[n][i] - query.y);
-      const bool visible = seen.all || seen.rows[r].has(column);
-      scores[n][i] = visible ? p : 0.0f;
-      products[n][i] = visible ? ds : 0.0f;
-    }
+  for (int i = 0; i < kPart / 2; i++) {
+    const int r = i / 2 % 2, column = at.column(i);
+    const float ds = p[i] * (products[i] - terms(r, column).y);
+    products[i] = seen.all || seen.rows[r].has(column) ? ds : 0.0f;
+  }
+}
+
+template <int kPart>
+__device__ __forceinline__ void narrow_to(Factor<kPart>& factor, const Sums<kPart>& values) {
+#pragma unroll
+  for (int i = 0; i < kPart / 4; i++) factor[i / 4][i % 4] = pack(values[2 * i], values[2 * i + 1]);
 }
 
 // ---- Store ----
@@ -190,17 +189,15 @@ __device__ inline void put(bf16* to, float value, bool accumulate) {
   *to = __float2bfloat16_rn(accumulate ? __bfloat162float(*to) + value : value);
 }
 
-// Calls to(row, column, value) with what exists of this lane's sums.
+// Calls to(row, column, value) with what exists of this thread's sums.
 template <int kColumns, class To>
 __device__ void store(const Sums<kColumns>& sums, int tile, int rows, int columns, const Lane& at,
                       const To& to) {
 #pragma unroll
-  for (int n = 0; n < kColumns / 8; n++)
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int row = tile + at.row(i / 2), column = at.column(n, i % 2);
-      if (row < rows && column < columns) to(int64_t{row}, column, sums[n][i]);
-    }
+  for (int i = 0; i < kColumns / 2; i++) {
+    const int row = tile + at.row(i / 2 % 2), column = at.column(i);
+    if (row < rows && column < columns) to(int64_t{row}, column, sums[i]);
+  }
 }
 
 template <class T>
@@ -240,6 +237,7 @@ __device__ void for_each_part(Walk& walk, int32_t row, int32_t position, const L
   for (int stage = 0;; stage ^= 1) {
     const bool more = next_part<kPart>(walk, row, position, next);
     wait_for_copies();
+    proxy_fence();
     __syncthreads();  // the part is there, and nobody reads the other stage any more
     if (more) load(stage ^ 1, next);
     compute(stage, part);
@@ -265,7 +263,7 @@ __device__ Seen see_keys(const Problem& problem, const Run& run, const Part& par
 template <class T>
 __global__ void __launch_bounds__(T::kThreads)
     queries_kernel(const __grid_constant__ Problem problem) {
-  extern __shared__ __align__(128) unsigned char shared_bytes[];
+  extern __shared__ __align__(1024) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<QueryStorage<T>*>(shared_bytes);
   // Late rows see the most keys: they go first.
   const int tile = static_cast<int>(gridDim.x - 1 - blockIdx.x) * T::kOwn;
@@ -292,13 +290,26 @@ __global__ void __launch_bounds__(T::kThreads)
         },
         [&](int stage, const Part& part) {
           const Seen seen = see_keys<T>(problem, run, part, tile, at);
-          if (!__any_sync(kFullWarp, seen.rows[0].to > 0 || seen.rows[1].to > 0)) return;
-          Sums<T::kKeyPart> scores = {}, products = {};
-          multiply<T::kDepth, T::kKeyPart>(scores, shared.own_depth, shared.depth[stage], at);
-          multiply<T::kValue, T::kKeyPart>(products, shared.own_value, shared.value[stage], at);
-          weigh<T::kKeyPart>(scores, products, problem.binary_scale, seen, at,
-                             [&](int r, int) { return terms[r]; });
-          add<T::kDepth, T::kKeyPart>(sums, products, shared.depth[stage], at);
+          const auto query = [&](int r, int) { return terms[r]; };
+          Sums<T::kKeyPart> scores, products;
+          wgmma_fence();
+          start_products<T, T::kDepth, T::kKeyPart>(scores, shared.own_depth, shared.depth[stage],
+                                                    at.group());
+          start_products<T, T::kValue, T::kKeyPart>(products, shared.own_value, shared.value[stage],
+                                                    at.group());
+          wgmma_wait<1>();
+          wgmma_pin(scores);
+          weigh<T::kKeyPart>(scores, problem.binary_scale, seen, at, query);
+          wgmma_wait<0>();
+          wgmma_pin(products);
+          differ<T::kKeyPart>(products, scores, seen, at, query);
+          Factor<T::kKeyPart> ds;
+          narrow_to<T::kKeyPart>(ds, products);
+          wgmma_fence();
+          start_sums<T::kDepth, T::kKeyPart>(sums, ds, shared.depth[stage]);
+          wgmma_commit();
+          wgmma_wait<0>();
+          wgmma_pin(sums);
         });
   }
   wait_for_copies();  // of the own rows, where no key was seen
@@ -327,16 +338,60 @@ __device__ Seen see_queries(const Problem& problem, const Run& run, const Part& 
 enum Wanted { kKeys = 1, kValues = 2 };
 
 template <class T, int kWanted>
+using KeySums = Sums<(kWanted & kKeys) != 0 ? T::kDepth : 16>;
+template <class T, int kWanted>
+using ValueSums = Sums<(kWanted & kValues) != 0 ? T::kValue : 16>;
+
+template <class T, int kWanted>
+__device__ __forceinline__ void add_queries(const Problem& problem, const KeyStorage<T>& shared,
+                                            int stage, const Seen& seen, const Lane& at,
+                                            KeySums<T, kWanted>& keys,
+                                            ValueSums<T, kWanted>& values) {
+  constexpr int kPart = T::kQueryPart;
+  const auto query = [&](int, int column) {
+    return float2{shared.lse[stage][column], shared.product[stage][column]};
+  };
+  Sums<kPart> scores, products;
+  Factor<kPart> p, ds;
+  wgmma_fence();
+  start_products<T, T::kDepth, kPart>(scores, shared.own_depth, shared.depth[stage], at.group());
+  if constexpr ((kWanted & kKeys) != 0) {
+    start_products<T, T::kValue, kPart>(products, shared.own_value, shared.value[stage],
+                                        at.group());
+    wgmma_wait<1>();
+  } else {
+    wgmma_wait<0>();
+  }
+  wgmma_pin(scores);
+  weigh<kPart>(scores, problem.binary_scale, seen, at, query);
+  narrow_to<kPart>(p, scores);
+  if constexpr ((kWanted & kKeys) != 0) {
+    wgmma_wait<0>();
+    wgmma_pin(products);
+    differ<kPart>(products, scores, seen, at, query);
+    narrow_to<kPart>(ds, products);
+  }
+  wgmma_fence();
+  if constexpr ((kWanted & kValues) != 0)
+    start_sums<T::kValue, kPart>(values, p, shared.value[stage]);
+  if constexpr ((kWanted & kKeys) != 0) start_sums<T::kDepth, kPart>(keys, ds, shared.depth[stage]);
+  wgmma_commit();
+  wgmma_wait<0>();
+  wgmma_pin(values);
+  wgmma_pin(keys);
+}
+
+template <class T, int kWanted>
 __global__ void __launch_bounds__(T::kThreads)
     keys_kernel(const __grid_constant__ Problem problem) {
-  extern __shared__ __align__(128) unsigned char shared_bytes[];
+  extern __shared__ __align__(1024) unsigned char shared_bytes[];
   auto& shared = *reinterpret_cast<KeyStorage<T>*>(shared_bytes);
   const int tile = static_cast<int>(blockIdx.x) * T::kOwn, head = static_cast<int>(blockIdx.y);
   const int rows = min(T::kOwn, problem.keys - tile);
   const Lane at;
   load_keys<T, T::kOwn>(problem, shared.own_depth, shared.own_value, tile, rows, head);
-  Sums<kWanted& kKeys ? T::kDepth : 8> keys = {};
-  Sums<kWanted& kValues ? T::kValue : 8> values = {};
+  KeySums<T, kWanted> keys = {};
+  ValueSums<T, kWanted> values = {};
   for (int s = 0; s < problem.segment_count; s++) {
     const Segment segment = read_segment(problem, s);
     const Run run = run_of(segment.key_row, segment.key_count, segment.key_position, tile, T::kOwn);
@@ -350,27 +405,13 @@ __global__ void __launch_bounds__(T::kThreads)
           load_terms<T>(problem, shared, stage, part.row, part.count, head);
         },
         [&](int stage, const Part& part) {
-          const Seen seen = see_queries<T>(problem, run, part, tile, at);
-          const bool any =
-              seen.rows[0].from < seen.rows[0].to || seen.rows[1].from < seen.rows[1].to;
-          if (!__any_sync(kFullWarp, any)) return;
-          Sums<T::kQueryPart> scores = {}, products = {};
-          multiply<T::kDepth, T::kQueryPart>(scores, shared.own_depth, shared.depth[stage], at);
-          if constexpr (kWanted & kKeys)
-            multiply<T::kValue, T::kQueryPart>(products, shared.own_value, shared.value[stage], at);
-          weigh<T::kQueryPart>(
-              scores, products, problem.binary_scale, seen, at, [&](int, int column) {
-                return float2{shared.lse[stage][column], shared.product[stage][column]};
-              });
-          if constexpr (kWanted & kValues)
-            add<T::kValue, T::kQueryPart>(values, scores, shared.value[stage], at);
-          if constexpr (kWanted & kKeys)
-            add<T::kDepth, T::kQueryPart>(keys, products, shared.depth[stage], at);
+          add_queries<T, kWanted>(problem, shared, stage,
+                                  see_queries<T>(problem, run, part, tile, at), at, keys, values);
         });
   }
   wait_for_copies();  // of the own rows, where no query saw them
-  if constexpr (kWanted & kKeys) store_keys<T>(problem, keys, tile, head, at);
-  if constexpr (kWanted & kValues) store_values<T>(problem, values, tile, head, at);
+  if constexpr ((kWanted & kKeys) != 0) store_keys<T>(problem, keys, tile, head, at);
+  if constexpr ((kWanted & kValues) != 0) store_values<T>(problem, values, tile, head, at);
 }
 
 // ---- Launch ----
