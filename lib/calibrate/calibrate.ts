@@ -31,7 +31,7 @@ interface CalibrationState {
 
 const stateName = 'calibration-state.json';
 /** Milliseconds between two states on the disk. */
-const saveEvery = 2000;
+const saveEvery = 250;
 
 /**
  * Turns a checkpoint with full attention into one whose least needed attentions stream: LoZA. `out`
@@ -79,7 +79,8 @@ async function measure(
 ): Promise<CalibrationReport> {
   const { method, steps, batch, ablationSequences, signal } = options;
   const enough = method === 'gradient' ? steps * batch : ablationSequences;
-  const data = await loadData(plan, { ...options, enough: Math.max(enough, ablationSequences) });
+  const wanted = { ...options, enough: Math.max(enough, ablationSequences) };
+  const data = await loadData(plan, wanted, options.onProgress);
   const opened = openDevice(plan, options);
   const onLoad = (progress: { loadedBytes: number; totalBytes: number }) =>
     options.onProgress({ phase: 'loading', ...progress });

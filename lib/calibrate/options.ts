@@ -3,6 +3,7 @@ import { configCaps } from '../checkpoint/config';
 import { checkObject, type LoadProgress } from '../load-options';
 import { choice, folder, invalid, real, stringList, whole } from '../train/check-options';
 import type { LossOn } from '../train/data/examples';
+import type { ReadingProgress } from '../train/data/load-data';
 import type { FullTerm, Objective } from './mixed-model';
 
 /** How attentions are chosen. 'gradient' is LoZA; the others are what it is compared with. */
@@ -53,6 +54,7 @@ export interface CalibrateOptions {
 
 /** How far a calibration is. */
 export type CalibrateProgress =
+  | ReadingProgress
   | ({ phase: 'loading' } & LoadProgress)
   | { phase: 'planned'; bytes: number; sequences: number; tokens: number; targets: number }
   | {

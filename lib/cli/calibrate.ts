@@ -121,7 +121,10 @@ async function run(dir: string, flags: CalibrateFlags, context: Context): Promis
 
 function show(progress: CalibrateProgress, line: LiveLine, context: Context): void {
   if (progress.phase === 'planned') {
+    line.stop();
     context.note(describePlan(progress));
+  } else if (progress.phase === 'reading') {
+    line.update(describeReading(progress));
   } else if (progress.phase === 'loading') {
     line.update(
       `loading ${formatBytes(progress.loadedBytes)} of ${formatBytes(progress.totalBytes)}`,
@@ -134,6 +137,10 @@ function show(progress: CalibrateProgress, line: LiveLine, context: Context): vo
     line.update(`${at}, loss ${loss.toPrecision(3)}  ${drawAlphaRow(alphas)}`);
   }
 }
+
+/** Of data that are tokenised. */
+export const describeReading = ({ done, total }: { done: number; total: number }): string =>
+  `reading document ${formatCount(done + 1)} of ${formatCount(total)}`;
 
 /** The data and the memory of a run, on one line. */
 export function describePlan(plan: {

@@ -2,7 +2,7 @@ import { Option, type Command } from 'commander';
 
 import type { TrainOptions, TrainProgress } from '../train/options';
 import { train, type TrainingReport } from '../train/train';
-import { describePlan } from './calibrate';
+import { describePlan, describeReading } from './calibrate';
 import type { Context } from './context';
 import { formatBytes, formatFields } from './format';
 import { LiveLine } from './live-line';
@@ -89,7 +89,10 @@ async function run(dir: string, flags: TrainFlags, context: Context): Promise<vo
 
 function show(progress: TrainProgress, line: LiveLine, context: Context): void {
   if (progress.phase === 'planned') {
+    line.stop();
     context.note(describePlan(progress));
+  } else if (progress.phase === 'reading') {
+    line.update(describeReading(progress));
   } else if (progress.phase === 'loading') {
     line.update(
       `loading ${formatBytes(progress.loadedBytes)} of ${formatBytes(progress.totalBytes)}`,

@@ -67,10 +67,11 @@ export function planMemory(request: MemoryRequest): MemoryPlan {
 
 /** A sequence as long as the longest, with as many targets as the one that has most. */
 function largestOf(sequences: readonly TrainingSequence[]): TrainingSequence {
-  const length = Math.max(...sequences.map(({ tokens }) => tokens.length));
-  const count = ({ targets }: TrainingSequence) => targets.reduce((sum, one) => sum + one, 0);
+  const most = (of: (one: TrainingSequence) => number) =>
+    sequences.reduce((largest, one) => Math.max(largest, of(one)), 0);
+  const length = most(({ tokens }) => tokens.length);
   const targets = new Uint8Array(length);
-  targets.fill(1, length - Math.max(...sequences.map(count)));
+  targets.fill(1, length - most((one) => one.targets.reduce((sum, target) => sum + target, 0)));
   return { tokens: new Int32Array(length), targets };
 }
 
@@ -88,7 +89,7 @@ function roundBytes(
   return dryBytes(activation, (grads) => round(model, grads, angles, batch));
 }
 
-/** Takes the arena's memory in one piece: grown step by step it would be up to twice as large. */
+/** Takes the arena's memory in one piece: grown bit by bit it would be up to twice as large. */
 export function reserve({ ops }: GradientOps, { activations }: MemoryPlan): void {
   ops.arena.scope(() => ops.float(Math.ceil(activations / 4)));
 }

@@ -1,6 +1,7 @@
 import { checkObject, type LoadProgress } from '../load-options';
 import { choice, folder, invalid, real, stringList, whole } from './check-options';
 import type { LossOn } from './data/examples';
+import type { ReadingProgress } from './data/load-data';
 
 export interface TrainOptions {
   /** Data files: .jsonl with {"text"} or {"messages"} a line, or .txt. */
@@ -34,6 +35,7 @@ export interface TrainOptions {
 
 /** How far training is. */
 export type TrainProgress =
+  | ReadingProgress
   | ({ phase: 'loading' } & LoadProgress)
   | { phase: 'planned'; bytes: number; sequences: number; tokens: number; targets: number }
   | {

@@ -56,7 +56,7 @@ export async function train(dir: string, options: TrainOptions): Promise<Trainin
   const plan = await planTraining(dir, options.attention ?? 'auto', options.signal);
   const resolved = resolveTrainOptions(options, plan.maxPosition);
   const { signal, onProgress, steps, batch } = resolved;
-  const data = await loadData(plan, { ...resolved, enough: steps * batch });
+  const data = await loadData(plan, { ...resolved, enough: steps * batch }, onProgress);
   const opened = openDevice(plan, resolved);
   try {
     const { device } = opened;

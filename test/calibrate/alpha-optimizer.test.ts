@@ -1,4 +1,4 @@
-import { AlphaOptimizer } from '../../lib/calibrate/alpha-optimizer';
+import { AlphaOptimizer, type AlphaState } from '../../lib/calibrate/alpha-optimizer';
 import { drawAlphas } from '../../lib/calibrate/picture';
 
 const gradient = (step: number) => [Math.sin(step), -0.3, 0.5, 1e-9 * step];
@@ -20,7 +20,7 @@ test('a state that went through JSON goes on to the same bits', () => {
   for (let step = 0; step < 30; step++) {
     straight.step(gradient(step), 0.02);
     resumed.step(gradient(step), 0.02);
-    resumed = AlphaOptimizer.resume(JSON.parse(JSON.stringify(resumed.save())));
+    resumed = AlphaOptimizer.resume(JSON.parse(JSON.stringify(resumed.save())) as AlphaState);
   }
   expect(resumed.save()).toEqual(straight.save());
   expect([...resumed.alphas]).toEqual([...straight.alphas]);

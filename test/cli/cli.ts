@@ -10,6 +10,7 @@ const program = path.join(root, 'dist', 'cli', 'main.js');
 
 export const commands = [
   ...['generate', 'chat', 'inspect', 'verify', 'selftest', 'soak', 'info', 'demo', 'eval', 'bench'],
+  ...['calibrate', 'train'],
 ];
 
 export interface Outcome {

@@ -62,52 +62,49 @@ class Trained {
   }
 }
 
-describe.each(['longcat-full', 'deepseek-v2', 'deepseek-v3-yarn', 'glm4-moe-lite'])(
-  'weights of %s',
-  (name) => {
-    let trained: Trained;
-    beforeAll(async () => {
-      trained = await Trained.open(withoutChoice(name));
-    });
-    afterAll(() => trained.session.close());
+describe.each(['longcat-full', 'deepseek-v2'])('weights of %s', (name) => {
+  let trained: Trained;
+  beforeAll(async () => {
+    trained = await Trained.open(withoutChoice(name));
+  });
+  afterAll(() => trained.session.close());
 
-    test('a step along the gradient changes the loss by its square', async () => {
-      const { weights, session } = trained;
-      const { stream } = session.grads.ops;
-      const batch = randomBatch([300, 30], session.plan.model.mla.vocabSize);
-      weights.clearGradients();
-      await trained.loss(batch);
-      const kinds = await Promise.all(
-        [...trained.kinds()].map(async ([kind, parameters]) => {
-          const training = parameters.flatMap((one) => one.training ?? []);
-          const values = parameters.map(({ master }) => trained.read(master));
-          const slopes = training.map(({ gradient }) => trained.read(gradient));
-          return {
-            ...{ kind, parameters },
-            ...{ values: await Promise.all(values), slopes: await Promise.all(slopes) },
-          };
-        }),
-      );
-      for (const { kind, parameters, values, slopes } of kinds) {
-        if (slopes.length === 0) continue;
-        const square = slopes.reduce((sum, one) => sum + sumOf(one.map((x) => x * x)), 0);
-        const h = 0.02 / Math.sqrt(square);
-        const at = async (shift: number) => {
-          parameters.forEach(({ master }, i) =>
-            stream.write(
-              master,
-              values[i]!.map((value, j) => value + shift * slopes[i]![j]!),
-            ),
-          );
-          return trained.loss(batch);
+  test('a step along the gradient changes the loss by its square', async () => {
+    const { weights, session } = trained;
+    const { stream } = session.grads.ops;
+    const batch = randomBatch([300, 30], session.plan.model.mla.vocabSize);
+    weights.clearGradients();
+    await trained.loss(batch);
+    const kinds = await Promise.all(
+      [...trained.kinds()].map(async ([kind, parameters]) => {
+        const training = parameters.flatMap((one) => one.training ?? []);
+        const values = parameters.map(({ master }) => trained.read(master));
+        const slopes = training.map(({ gradient }) => trained.read(gradient));
+        return {
+          ...{ kind, parameters },
+          ...{ values: await Promise.all(values), slopes: await Promise.all(slopes) },
         };
-        const slope = ((await at(h)) - (await at(-h))) / (2 * h);
-        await at(0);
-        expect({ kind, ratio: slope / square }).toEqual({ kind, ratio: expect.closeTo(1, 1.5) });
-      }
-    });
-  },
-);
+      }),
+    );
+    for (const { kind, parameters, values, slopes } of kinds) {
+      if (slopes.length === 0) continue;
+      const square = slopes.reduce((sum, one) => sum + sumOf(one.map((x) => x * x)), 0);
+      const h = 0.02 / Math.sqrt(square);
+      const at = async (shift: number) => {
+        parameters.forEach(({ master }, i) =>
+          stream.write(
+            master,
+            values[i]!.map((value, j) => value + shift * slopes[i]![j]!),
+          ),
+        );
+        return trained.loss(batch);
+      };
+      const slope = ((await at(h)) - (await at(-h))) / (2 * h);
+      await at(0);
+      expect({ kind, ratio: slope / square }).toEqual({ kind, ratio: expect.closeTo(1, 1.5) });
+    }
+  });
+});
 
 test('masters, moments and checkpoints come back as they were written', async () => {
   const dir = path.join(goldenDir, 'longcat-full');

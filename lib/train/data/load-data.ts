@@ -16,10 +16,18 @@ export interface DataOptions {
   signal: AbortSignal | undefined;
 }
 
+/** Documents that were tokenised, of how many at the most. */
+export interface ReadingProgress {
+  phase: 'reading';
+  done: number;
+  total: number;
+}
+
 /** Reads, tokenises and packs data files with the tokenizer of a checkpoint. */
 export async function loadData(
   { checkpoint, model }: LoadPlan,
   { data, lossOn, sequenceLength, seed, enough, signal }: DataOptions,
+  onProgress: (progress: ReadingProgress) => void,
 ): Promise<PackedData & { lossOn: LossOn }> {
   const documents = await readDocuments(data, signal);
   const hasChats = documents.some(({ messages }) => messages !== undefined);
@@ -28,6 +36,14 @@ export async function loadData(
   if (tokenizer === undefined) throw await missingTokenizerError(checkpoint.dir);
   const template = await ChatTemplate.load(checkpoint.dir);
   const encoder = new ExampleEncoder(tokenizer, template, on, signal);
-  const packed = await packSequences(documents, encoder, { length: sequenceLength, seed, enough });
+  const total = documents.length;
+  let done = 0;
+  const counting: Pick<ExampleEncoder, 'encode'> = {
+    encode(document) {
+      onProgress({ phase: 'reading', done: done++, total });
+      return encoder.encode(document);
+    },
+  };
+  const packed = await packSequences(documents, counting, { length: sequenceLength, seed, enough });
   return { ...packed, lossOn: on };
 }

@@ -1,0 +1,82 @@
+import { spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
+import { Random } from '../../lib/selftest/random';
+import { tempFolder } from '../support/temp-folder';
+import { recallLines, smallModel } from '../support/training';
+import { describeCli, expectJsonFailure, loza, lozaJson, root } from './cli';
+
+const dir = smallModel();
+const data = path.join(tempFolder({ 'a.jsonl': recallLines(24, 380) }), 'a.jsonl');
+const newFolder = () => path.join(tempFolder(), 'out');
+const window = ['--sink-blocks', '1', '--local-blocks', '1', '--device', 'cpu'];
+const runs = {
+  calibrate: [
+    ...['calibrate', dir, '--data', data, '--sequence-length', '400', '--batch', '2'],
+    ...['--steps', '30', '--rounds', '1', '--ablation-sequences', '20', '--tie-width', '1'],
+    ...window,
+  ],
+  train: [
+    ...['train', dir, '--data', data, '--sequence-length', '400', '--batch', '2', '--steps', '16'],
+    ...['--save-every', '2', '--loss-on', 'answers', '--device', 'cpu'],
+  ],
+};
+const results = {
+  calibrate: ['alphas.json', 'alphas.svg', 'config.json'],
+  train: ['model.safetensors', 'training.json', 'config.json'],
+};
+
+/** Starts a run, and kills it without a warning after so many milliseconds; true if it had ended. */
+function killAfter(args: readonly string[], milliseconds: number): Promise<boolean> {
+  const program = path.join(root, 'dist', 'cli', 'main.js');
+  const child = spawn(process.execPath, [program, ...args], { stdio: 'ignore' });
+  const timer = setTimeout(() => child.kill('SIGKILL'), milliseconds);
+  return new Promise((resolve) =>
+    child.on('close', (code) => {
+      clearTimeout(timer);
+      resolve(code === 0);
+    }),
+  );
+}
+
+describeCli('loza calibrate and loza train', () => {
+  test.each(['calibrate', 'train'] as const)(
+    '%s that is killed at random moments ends in the same bytes',
+    async (command) => {
+      const [straight, killed] = [newFolder(), newFolder()];
+      await lozaJson([...runs[command], '--out', straight]);
+      const random = new Random(command);
+      let ended = false;
+      for (let kills = 0; kills < 4 && !ended; kills++) {
+        const moment = 500 + 900 * random.uniform();
+        ended = await killAfter([...runs[command], '--out', killed], moment);
+      }
+      if (!ended) await lozaJson([...runs[command], '--out', killed]);
+      for (const name of results[command]) {
+        const bytes = (out: string) => readFileSync(path.join(out, name));
+        expect({ name, same: bytes(killed).equals(bytes(straight)) }).toEqual({ name, same: true });
+      }
+    },
+  );
+
+  test('the pattern is drawn, and what it cost is told', async () => {
+    const out = newFolder();
+    const args = ['calibrate', dir, '--out', out, '--method', 'interleaved', '--parity', 'even'];
+    const { code, stdout } = await loza(args);
+    expect(code).toBe(0);
+    expect(stdout).toContain('full');
+    expect(stdout).toMatch(/pattern +1010/);
+    const { info } = await lozaJson<{ info?: object; layerType?: string }>(['inspect', out]).then(
+      (info) => ({ info }),
+    );
+    expect(JSON.stringify(info)).toContain('1010');
+  });
+
+  test('what cannot be is refused before anything is loaded', async () => {
+    const out = newFolder();
+    const missing = ['calibrate', dir, '--data', 'no.jsonl', '--out', out];
+    await expectJsonFailure(missing, 'ERR_LOZA_NOT_FOUND');
+    await expectJsonFailure(['calibrate', dir, '--out', out], 'ERR_LOZA_INVALID_ARG');
+    await expectJsonFailure(['train', dir, '--data', data], 'ERR_LOZA_INVALID_ARG');
+  });
+});
