@@ -7,7 +7,7 @@ import { abortedError, LozaError, show, throwIfAborted } from './errors';
 import { checkObject, resolveLoadOptions, type LoadOptions } from './load-options';
 import { loadModel, type LoadedModel } from './load-model';
 import { describeModel, memoryReport, type LoadedModelInfo, type MemoryReport } from './model-info';
-import { invalidPrompt, type Prompt } from './prompt';
+import { invalidPrompt, signalOf, type Prompt } from './prompt';
 import {
   normalizeGenerateOptions,
   readGenerationDefaults,
@@ -281,12 +281,6 @@ export class LanguageModel {
   private checkOpen(): void {
     if (this.closing !== undefined) throw closedError();
   }
-}
-
-function signalOf(options: GenerateOptions | undefined): AbortSignal | undefined {
-  const signal: unknown = (options as { signal?: unknown } | null | undefined)?.signal;
-  const isSignal = typeof (signal as AbortSignal | undefined)?.addEventListener === 'function';
-  return isSignal ? (signal as AbortSignal) : undefined;
 }
 
 function checkPositions(

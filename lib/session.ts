@@ -3,7 +3,7 @@ import { Generation, type GenerationListener } from './engine/generation';
 import type { Sequence } from './engine/sequence';
 import { LozaError, show } from './errors';
 import { checkObject } from './load-options';
-import { invalidPrompt, isTokenList, type Prompt } from './prompt';
+import { invalidPrompt, isTokenList, signalOf, type Prompt } from './prompt';
 import type { GenerateOptions, SamplingParams } from './runner/sampling';
 import type { ChatMessage } from './tokenizer/chat-template';
 
@@ -119,7 +119,7 @@ export class Session {
    * fails leaves the session as it was. One turn at a time.
    */
   generate(input: Prompt, options?: GenerateOptions): Generation {
-    return new Generation((listener) => this.answer(input, options, listener), options?.signal);
+    return new Generation((listener) => this.answer(input, options, listener), signalOf(options));
   }
 
   /** Another session that has heard the same; both share the KV blocks so far. */

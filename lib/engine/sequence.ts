@@ -102,7 +102,7 @@ export class Sequence {
     if (!this.hasRoom(found.path)) found = cache.match(tokens, most);
     const { path, seen } = found;
     // Others had the same tokens up to there: it is likely that more will.
-    if (seen > path.length) this.points.push(seen);
+    if (seen > path.length && !this.points.includes(seen)) this.points.push(seen);
     groups.forEach((group, g) => this.blocksOf(group).adopt(path, g, cache));
     this.moveTo(path.at(-1) ?? cache.root);
     this.published = path.length;

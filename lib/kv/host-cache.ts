@@ -11,8 +11,8 @@ interface Copy {
   block: number;
 }
 
-/** Blocks of host memory that are allocated at a time: pinning much of it at once takes long. */
-const slabBlocks = 64;
+/** Blocks of host memory that are allocated at a time: to pin a gigabyte takes half a second. */
+const slabBlocks = 16;
 
 /**
  * Blocks that the prefix cache had to give up, in the host's memory: what was read stays, however
