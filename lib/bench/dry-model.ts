@@ -32,7 +32,9 @@ export interface DryStep {
 export class DryModel {
   readonly groups: readonly LayerGroup[];
   /** Bytes of weights and KV pools. */
-  readonly bytes: Record<Purpose, number> = { weights: 0, mappedWeights: 0, kv: 0, workspace: 0 };
+  readonly bytes: Record<Purpose, number> = {
+    ...{ weights: 0, mappedWeights: 0, kv: 0, workspace: 0, host: 0 },
+  };
   private readonly arena = new DryArena();
   private readonly ops: Ops;
   private readonly model: Model;

@@ -168,7 +168,7 @@ export class Scheduler {
    */
   follows(batch: readonly Running[]): boolean {
     const { running } = this;
-    if (running.length !== batch.length || this.admits()) return false;
+    if (running.length !== batch.length || this.mayAdmit) return false;
     const isAmple = this.runner.groups.every(({ pool }) => pool.available >= running.length);
     return running.every((one, i) => {
       const { job, sequence } = one;
@@ -189,17 +189,23 @@ export class Scheduler {
     return Math.min(tokens.length - computed, chunkTokens - (computed % chunkTokens));
   }
 
+  /** Whether the first that waits is worth a look. */
+  private get mayAdmit(): boolean {
+    if (this.waiting === 0 || this.running.length >= this.limits.maxSequences) return false;
+    return this.available > this.tooFew;
+  }
+
   /** Whether there is room for the first that waits. It holds what the cache has of it, if so. */
   private admits(): boolean {
-    if (this.running.length >= this.limits.maxSequences) return false;
-    if (this.waiting === 0 || this.available <= this.tooFew) return false;
+    if (!this.mayAdmit) return false;
     const first = this.first();
     const { sequence, job } = first;
-    const reused = sequence.computed === 0 ? sequence.reuse(job.reusable) : 0;
-    for (let freed = true; freed; freed = this.reclaim()) {
-      // Whoever is alone goes on: it fits, or is told so when it misses a block.
-      if (this.running.length === 0 || this.fits(first)) return true;
-    }
+    let fits = this.fits(first);
+    while (!fits && this.reclaim()) fits = this.fits(first);
+    // It may still fit where it shares what others hold; from the host nothing is shared.
+    const reused = sequence.computed === 0 ? sequence.reuse(job.reusable, fits) : 0;
+    // Whoever is alone goes on: it fits, or is told so when it misses a block.
+    if (fits || this.running.length === 0 || this.fits(first)) return true;
     if (reused > 0) sequence.release();
     this.tooFew = this.available;
     return false;

@@ -22,6 +22,8 @@ export interface NativeMemory {
   mappedWeights: number;
   kv: number;
   workspace: number;
+  /** Of the host, for the device to read and write; not counted in the peak. */
+  host: number;
   peak: number;
 }
 

@@ -12,7 +12,7 @@ import type {
 import { dtypes, Tensor, type DType } from './tensor';
 
 /** What memory is for; the order is that of `Purpose` in native/core/memory.h. */
-const purposes = ['weights', 'mappedWeights', 'kv', 'workspace'] as const;
+const purposes = ['weights', 'mappedWeights', 'kv', 'workspace', 'host'] as const;
 export type Purpose = (typeof purposes)[number];
 
 /** Every device this build knows of, usable or not. */

@@ -185,6 +185,7 @@ Napi::Value DeviceWrap::memory(const Napi::CallbackInfo& info) {
     set("mappedWeights", account.bytes(Purpose::kMappedWeights));
     set("kv", account.bytes(Purpose::kKv));
     set("workspace", account.bytes(Purpose::kWorkspace));
+    set("host", account.bytes(Purpose::kHost));
     set("peak", account.peak());
     return memory;
   });

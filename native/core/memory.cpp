@@ -19,6 +19,7 @@ size_t align_up(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * k
 
 void MemoryAccount::add(Purpose purpose, int64_t bytes) {
   bytes_[static_cast<int>(purpose)] += bytes;
+  if (purpose == Purpose::kHost) return;
   const int64_t total = total_ += bytes;
   int64_t peak = peak_.load();
   while (total > peak && !peak_.compare_exchange_weak(peak, total)) {

@@ -12,14 +12,21 @@
 
 namespace loza {
 
-enum class Purpose : int32_t { kWeights = 0, kMappedWeights = 1, kKv = 2, kWorkspace = 3 };
-inline constexpr int kPurposes = 4;
+enum class Purpose : int32_t {
+  kWeights = 0,
+  kMappedWeights = 1,
+  kKv = 2,
+  kWorkspace = 3,
+  kHost = 4,  // the host's memory, which operations of the device can read and write
+};
+inline constexpr int kPurposes = 5;
 
 // Counts what is allocated, by purpose. One per device; outlives its buffers.
 class MemoryAccount {
  public:
   void add(Purpose purpose, int64_t bytes);
   int64_t bytes(Purpose purpose) const { return bytes_[static_cast<int>(purpose)]; }
+  // The largest sum there was, without the host's.
   int64_t peak() const { return peak_; }
 
   // Fault injection for tests: the allocation after `after` more successful ones fails. -1: never.

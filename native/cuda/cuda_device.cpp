@@ -5,6 +5,7 @@
 #include "cuda/check.h"
 #include "cuda/context.h"
 #include "cuda/cuda_stream.h"
+#include "cuda/staging.h"
 
 namespace loza {
 
@@ -61,6 +62,20 @@ class CudaDevice::View final : public Buffer {
   std::shared_ptr<Block> block_;
 };
 
+// Pinned memory of the host. Kernels reach it over the bus, at the address it has there.
+class CudaDevice::HostBuffer final : public Buffer {
+ public:
+  HostBuffer(std::shared_ptr<MemoryAccount> account, size_t bytes)
+      : Buffer(std::move(account), Purpose::kHost, bytes), memory_(bytes) {
+    data_ = memory_.data();
+    account_->add(purpose_, static_cast<int64_t>(bytes_));
+  }
+  ~HostBuffer() override { account_->add(purpose_, -static_cast<int64_t>(bytes_)); }
+
+ private:
+  cuda::Pinned memory_;
+};
+
 CudaDevice::CudaDevice() { cuda::make_current(); }
 
 CudaDevice::~CudaDevice() = default;
@@ -68,6 +83,7 @@ CudaDevice::~CudaDevice() = default;
 BufferPtr CudaDevice::allocate(size_t bytes, Purpose purpose) {
   cuda::make_current();
   if (account_->injected_failure()) out_of_memory(bytes);
+  if (purpose == Purpose::kHost) return std::make_shared<HostBuffer>(account_, bytes);
   if (purpose == Purpose::kWeights && bytes <= kMaxSharedBytes) return allocate_weight(bytes);
   auto block = Block::make(bytes);
   if (block == nullptr) out_of_memory(bytes);

@@ -18,6 +18,7 @@ class CudaDevice final : public Device {
  private:
   class Block;
   class View;
+  class HostBuffer;
 
   BufferPtr allocate_weight(size_t bytes);
   [[noreturn]] void out_of_memory(size_t bytes) const;
