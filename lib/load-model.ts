@@ -19,7 +19,8 @@ import {
   LayerGroup,
   type LayerGroupKind,
 } from './kv/layer-group';
-import { PrefixCache } from './kv/prefix-cache';
+import type { HostMemory } from './kv/host-cache';
+import { checkpointBlocks, PrefixCache } from './kv/prefix-cache';
 import { extendRope, ropeTable, type RopeTable } from './layers/rope';
 import { stepLimits, type ResolvedLoadOptions } from './load-options';
 import type { Model, ModelPlan } from './model/model';
@@ -175,12 +176,28 @@ async function loadOnto(
     limits,
     model.mla.vocabSize,
     graphs ? new DecodeGraphs(device, ops, built, groups, angles) : undefined,
-    prefixCache ? new PrefixCache(groups) : undefined,
+    prefixCache ? new PrefixCache(groups, hostMemory(ops, device, groups, options)) : undefined,
   );
   await ops.stream.synchronize();
   const engine = new Engine(runner, step);
   const parts = { ops, model: built, angles, limits, runner };
   return { plan, device, dtype, kvDtype, maxTokens, groups, engine, parts };
+}
+
+/** Room for so many tokens, and for the windows of streaming attentions at their checkpoints. */
+function hostMemory(
+  ops: Ops,
+  device: Device,
+  groups: readonly LayerGroup[],
+  { hostTokens }: ResolvedLoadOptions,
+): (HostMemory & { blocks: number[] }) | undefined {
+  if (hostTokens === 0) return undefined;
+  const all = blocksFor(hostTokens);
+  const blocks = groups.map(({ kind, range: { sinkBlocks, localBlocks } }) => {
+    if (kind === 'full') return all;
+    return Math.min(all, Math.ceil(all / checkpointBlocks + 1) * (sinkBlocks + localBlocks));
+  });
+  return { ops, device, blocks };
 }
 
 /** 'auto' takes the best usable device; a named one is taken or its reason thrown. */

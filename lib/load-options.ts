@@ -58,6 +58,11 @@ export interface LoadOptions {
   decodeGraphs?: boolean | undefined;
   /** Keep the KV blocks of what was read and written for prompts that begin alike (default true). */
   prefixCache?: boolean | undefined;
+  /**
+   * Tokens whose KV blocks move to the host's memory where others need the room, and come back when
+   * a prompt or a session goes on from them (default 0). Pinned on a GPU, and taken as it is needed.
+   */
+  hostTokens?: number | undefined;
   signal?: AbortSignal | undefined;
   onProgress?: ((progress: LoadProgress) => void) | undefined;
 }
@@ -86,6 +91,7 @@ export interface ResolvedLoadOptions {
   expandedMinTokens: number | undefined;
   decodeGraphs: boolean | undefined;
   prefixCache: boolean;
+  hostTokens: number;
   signal: AbortSignal | undefined;
   onProgress: ((progress: LoadProgress) => void) | undefined;
 }
@@ -108,6 +114,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
     'expandedMinTokens',
     'decodeGraphs',
     'prefixCache',
+    'hostTokens',
     'signal',
     'onProgress',
   ]);
@@ -136,6 +143,7 @@ export function resolveLoadOptions(options: LoadOptions = {}): ResolvedLoadOptio
     rope: { yarnFactor: rope.yarnFactor, exactAngles: rope.exactAngles ?? false },
     decodeGraphs: options.decodeGraphs,
     prefixCache: options.prefixCache ?? true,
+    hostTokens: integer('hostTokens', options.hostTokens, 2 ** 30, 0) ?? 0,
     signal,
     onProgress,
   };

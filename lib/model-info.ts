@@ -62,6 +62,8 @@ export interface MemoryReport {
   mappedWeights: number;
   kv: { full: KvReport; streaming: KvReport };
   workspace: number;
+  /** In the host's memory, for KV blocks that others needed the room of; not counted in `peak`. */
+  host: number;
   /** Largest sum so far. */
   peak: number;
 }
@@ -128,7 +130,7 @@ export function describeModel(loaded: LoadedModel): LoadedModelInfo {
 }
 
 export function memoryReport({ device, groups, engine }: LoadedModel): MemoryReport {
-  const { weights, mappedWeights, workspace, peak } = device.memory();
+  const { weights, mappedWeights, workspace, host, peak } = device.memory();
   const kv = (kind: 'full' | 'streaming'): KvReport => {
     const group = groups.find((one) => one.kind === kind);
     if (group === undefined) return { resident: 0, cached: 0, free: 0, freed: 0, capacity: 0 };
@@ -147,6 +149,7 @@ export function memoryReport({ device, groups, engine }: LoadedModel): MemoryRep
     mappedWeights,
     kv: { full: kv('full'), streaming: kv('streaming') },
     workspace,
+    host,
     peak,
   };
 }

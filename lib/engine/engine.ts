@@ -154,6 +154,7 @@ export class Engine {
 
   private deliver({ batch }: Flight, landed: Landed): void {
     if ('error' in landed) {
+      this.runner.prefixCache?.host?.clear(); // copies behind the step were not made
       const lost = batch.filter(({ state }) => state !== 'over');
       for (const running of lost) this.scheduler.end(running);
       for (const { job } of lost) fail(job, landed.error);

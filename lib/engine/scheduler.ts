@@ -200,11 +200,12 @@ export class Scheduler {
     if (!this.mayAdmit) return false;
     const first = this.first();
     const { sequence, job } = first;
-    const reused = sequence.computed === 0 ? sequence.reuse(job.reusable) : 0;
-    for (let freed = true; freed; freed = this.reclaim()) {
-      // Whoever is alone goes on: it fits, or is told so when it misses a block.
-      if (this.running.length === 0 || this.fits(first)) return true;
-    }
+    let fits = this.fits(first);
+    while (!fits && this.reclaim()) fits = this.fits(first);
+    // It may still fit where it shares what others hold; from the host nothing is shared.
+    const reused = sequence.computed === 0 ? sequence.reuse(job.reusable, fits) : 0;
+    // Whoever is alone goes on: it fits, or is told so when it misses a block.
+    if (fits || this.running.length === 0 || this.fits(first)) return true;
     if (reused > 0) sequence.release();
     this.tooFew = this.available;
     return false;

@@ -91,20 +91,30 @@ export class Sequence {
 
   /**
    * Takes over what the cache holds of the first tokens, at most `limit` and all but the last, which
-   * is computed in any case. Returns how many it took: they are computed.
+   * is computed in any case; `withHost`: also what has to be copied back from the host, if there are
+   * blocks for all of it. Returns how many it took: they are computed.
    */
-  reuse(limit = Infinity): number {
+  reuse(limit = Infinity, withHost = true): number {
     const { cache, tokens, groups } = this;
     if (cache === undefined || this.computed > 0) return 0;
     const most = Math.min(this.reusableBlocks(), Math.floor(limit / blockTokens));
-    const { path, seen } = cache.match(tokens, most);
+    let found = cache.match(tokens, most, withHost && cache.host !== undefined);
+    if (!this.hasRoom(found.path)) found = cache.match(tokens, most);
+    const { path, seen } = found;
     // Others had the same tokens up to there: it is likely that more will.
     if (seen > path.length && !this.points.includes(seen)) this.points.push(seen);
-    groups.forEach((group, g) => this.blocksOf(group).adopt(path, g));
+    groups.forEach((group, g) => this.blocksOf(group).adopt(path, g, cache));
     this.moveTo(path.at(-1) ?? cache.root);
     this.published = path.length;
     this.computed = this.landed = path.length * blockTokens;
     return this.computed;
+  }
+
+  private hasRoom(path: readonly Prefix[]): boolean {
+    return this.groups.every((group, g) => {
+      const { hosted, taken } = this.blocksOf(group).adoptable(path, g);
+      return hosted === 0 || taken <= group.pool.available;
+    });
   }
 
   /** Another sequence with the same tokens, as far as they are known to be computed, in the same blocks. */

@@ -1,4 +1,5 @@
 import type { CachedContents } from './block-pool';
+import { HostCache, type HostMemory } from './host-cache';
 import { blockTokens, type LayerGroup } from './layer-group';
 import { Prefix } from './prefix';
 
@@ -20,21 +21,35 @@ export interface Match {
  */
 export class PrefixCache {
   readonly root: Prefix;
+  /** Where blocks go that the pools take back; undefined: they are lost. */
+  readonly host: HostCache | undefined;
 
-  constructor(readonly groups: readonly LayerGroup[]) {
+  /** `hostBlocks`: what the host's memory has room for, by group. */
+  constructor(
+    readonly groups: readonly LayerGroup[],
+    host?: HostMemory & { blocks: readonly number[] },
+  ) {
     this.root = Prefix.root(groups.length);
+    this.host = host && new HostCache(host, groups, host.blocks, (prefix) => this.prune(prefix));
   }
 
-  /** The longest prefix of at most `most` blocks from which a sequence can go on. */
-  match(tokens: readonly number[], most: number): Match {
+  /**
+   * The longest prefix of at most `most` blocks from which a sequence can go on; `withHost`: also
+   * where some of it has to be copied from the host.
+   */
+  match(tokens: readonly number[], most: number, withHost = false): Match {
+    const isThere = ({ blocks, hosted }: Prefix, g: number) =>
+      blocks[g]! >= 0 || (withHost && hosted[g]! >= 0);
     const path: Prefix[] = [];
     const scans = this.groups.map((group) => new Scan(group));
+    const needsNot = (next: Prefix) => (group: LayerGroup, g: number) =>
+      group.kind !== 'full' || isThere(next, g);
     let usable = 0;
     for (let at = this.root; path.length < most; path.push(at)) {
       const next = at.child(tokens, path.length);
-      if (next === undefined || !this.holdsFull(next)) break;
+      if (next === undefined || !this.groups.every(needsNot(next))) break;
       at = next;
-      const goOn = scans.filter((scan, g) => scan.add(next.blocks[g]! >= 0));
+      const goOn = scans.filter((scan, g) => scan.add(isThere(next, g)));
       if (goOn.length === scans.length) usable = path.length + 1;
     }
     return { path: path.slice(0, usable), seen: path.length };
@@ -65,10 +80,6 @@ export class PrefixCache {
   /** Forgets a prefix that nothing is left of, and those that only led to it. */
   prune(prefix: Prefix): void {
     for (let at = prefix; at.parent !== undefined && at.isSpare; at = at.parent) at.remove();
-  }
-
-  private holdsFull({ blocks }: Prefix): boolean {
-    return this.groups.every(({ kind }, g) => kind !== 'full' || blocks[g]! >= 0);
   }
 }
 
@@ -116,11 +127,14 @@ class PrefixBlock implements CachedContents {
 
   /** Nobody can go on from here without the full group's block: then the window is of no use. */
   forgotten(): void {
-    const { cache, prefix } = this;
-    prefix.blocks[this.group] = -1;
-    if (cache.groups[this.group]!.kind === 'full') {
-      cache.groups.forEach(({ pool }, g) => pool.forget(prefix.blocks[g]!));
-    }
+    const { cache, prefix, group } = this;
+    const block = prefix.blocks[group]!;
+    const { kind, range } = cache.groups[group]!;
+    const isFull = kind === 'full';
+    prefix.blocks[group] = -1;
+    const isUseful = isFull || prefix.kept || prefix.isWithin(range.sinkBlocks);
+    if (isUseful) cache.host?.save(group, prefix, block);
+    if (isFull) cache.groups.forEach(({ pool }, g) => pool.forget(prefix.blocks[g]!));
     cache.prune(prefix);
   }
 }

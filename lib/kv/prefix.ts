@@ -6,6 +6,8 @@ export class Prefix {
   pins = 0;
   /** Block ids by group, -1 where the cache holds none. */
   readonly blocks: number[];
+  /** Slots of the host's memory by group, -1 where it has none of it. */
+  readonly hosted: number[];
   /** Streaming blocks are part of a checkpoint: kept when the window of a sequence leaves them. */
   kept = false;
   /** By a hash of their last 128 tokens. */
@@ -18,6 +20,7 @@ export class Prefix {
     groups: number,
   ) {
     this.blocks = new Array<number>(groups).fill(-1);
+    this.hosted = new Array<number>(groups).fill(-1);
   }
 
   /** The prefix of no tokens. */
@@ -27,7 +30,14 @@ export class Prefix {
 
   /** Whether nothing hangs on it. */
   get isSpare(): boolean {
-    return this.pins === 0 && this.children.size === 0 && this.blocks.every((block) => block < 0);
+    const isNowhere = (place: number) => place < 0;
+    if (this.pins > 0 || this.children.size > 0) return false;
+    return this.blocks.every(isNowhere) && this.hosted.every(isNowhere);
+  }
+
+  /** Whether it has at most so many blocks. */
+  isWithin(blocks: number): boolean {
+    return this.parent === undefined || (blocks > 0 && this.parent.isWithin(blocks - 1));
   }
 
   /** The prefix that is longer by block `index` of the tokens. */

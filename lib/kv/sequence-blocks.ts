@@ -3,6 +3,9 @@ import { blocksFor, blockTokens, type LayerGroup } from './layer-group';
 import type { Prefix } from './prefix';
 import type { PrefixCache } from './prefix-cache';
 
+/** Blocks that are copied back from the host before others may go there. */
+const restoredTogether = 64;
+
 /** Enqueues a copy of the contents of one block of a group into another. */
 export type CopyBlock = (group: LayerGroup, from: number, to: number) => void;
 
@@ -89,16 +92,44 @@ export class SequenceBlocks {
     this.parked.delete(index);
   }
 
-  /** Holds the blocks of cached prefixes that queries behind the last one can read. */
-  adopt(path: readonly Prefix[], group: number): void {
-    const { pool, kind, range } = this.group;
-    const first = kind === 'full' ? 0 : this.group.firstLocalBlock(path.length * blockTokens);
+  /**
+   * Of the blocks that queries behind a cached prefix can read: how many have to come from the host,
+   * and how many `available` ones are no longer that when all are held.
+   */
+  adoptable(path: readonly Prefix[], group: number): { hosted: number; taken: number } {
+    const { pool } = this.group;
+    const needed = path.filter((_, index) => this.isNeeded(path.length, index));
+    const hosted = needed.filter(({ blocks }) => blocks[group]! < 0).length;
+    const held = needed.filter(({ blocks }) => blocks[group]! >= 0 && pool.isHeld(blocks[group]!));
+    return { hosted, taken: needed.length - held.length };
+  }
+
+  /** Holds them; `cache` brings back those that are on the host. */
+  adopt(path: readonly Prefix[], group: number, cache: PrefixCache): void {
+    const { pool, kind } = this.group;
+    const absent: number[] = [];
     path.forEach(({ blocks }, index) => {
-      const block = index < range.sinkBlocks || index >= first ? blocks[group]! : -1;
+      const isNeeded = this.isNeeded(path.length, index);
+      const block = isNeeded ? blocks[group]! : -1;
       if (block >= 0) pool.retain(block);
+      else if (isNeeded) absent.push(index);
       this.table.push(block);
     });
-    this.trimmed = Math.min(first, path.length);
+    const first = this.group.firstLocalBlock(path.length * blockTokens);
+    this.trimmed = kind === 'full' ? 0 : Math.min(first, path.length);
+    if (absent.length === 0) return;
+    cache.host?.hold(
+      group,
+      absent.map((index) => path[index]!),
+    );
+    // A few at a time: whose blocks are taken for them go where they come from.
+    for (let from = 0; from < absent.length; from += restoredTogether) {
+      const part = absent.slice(from, from + restoredTogether);
+      for (const index of part) this.table[index] = pool.allocate();
+      const copies = part.map((index) => ({ prefix: path[index]!, block: this.block(index) }));
+      for (const { prefix, block } of copies) cache.publish(prefix, group, block);
+      cache.host?.restore(group, copies);
+    }
   }
 
   /** Whether everything that a query at `position` may read is still held. */
@@ -138,6 +169,13 @@ export class SequenceBlocks {
   release(): void {
     this.cut(0);
     this.trimmed = 0;
+  }
+
+  /** Whether a query behind `length` blocks can read this one. */
+  private isNeeded(length: number, index: number): boolean {
+    const { kind, range } = this.group;
+    if (kind === 'full' || index < range.sinkBlocks) return true;
+    return index >= this.group.firstLocalBlock(length * blockTokens);
   }
 
   private sharedFrom(position: number): number[] {

@@ -69,6 +69,7 @@ export class ModelRunner {
    */
   start(work: readonly StepWork[], after?: StepInFlight): StepInFlight {
     for (const { sequence, count } of work) this.extend(sequence, count);
+    this.prefixCache?.host?.flush(); // before the step writes to blocks whose contents go there
     const { graphs } = this;
     const canBeFollowed = graphs !== undefined && isPlainDecode(work, this.limits);
     if (after !== undefined && !(after.canBeFollowed && canBeFollowed)) {
@@ -88,7 +89,10 @@ export class ModelRunner {
     sequence.extend(count, this.copyBlock);
   }
 
-  private readonly copyBlock: CopyBlock = (group, from, to) => group.copyBlock(this.ops, from, to);
+  private readonly copyBlock: CopyBlock = (group, from, to) => {
+    this.prefixCache?.host?.flush();
+    group.copyBlock(this.ops, from, to);
+  };
 
   private async startEagerly(batch: Batch, work: readonly StepWork[]): Promise<StepOutput[]> {
     const [sampled, scored] = await this.enqueue(batch, work);

@@ -255,8 +255,9 @@ test('random workloads: the tokens of each job alone, nothing leaks, nobody star
       fc.array(event, { minLength: 4, maxLength: 24 }),
       fc.boolean(),
       fc.boolean(),
-      async (l, events, followed, cached) => {
-        const runner = new FakeRunner(12, 12, cached);
+      fc.constantFrom(0, 50),
+      async (l, events, followed, cached, host) => {
+        const runner = new FakeRunner(12, 12, cached, host);
         runner.followed = followed;
         const engine = makeEngine(runner, l);
         await play(

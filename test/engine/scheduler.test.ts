@@ -339,6 +339,7 @@ const options = fc.record({
   full: fc.integer({ min: 12, max: 24 }),
   streaming: fc.integer({ min: 6, max: 30 }),
   cached: fc.boolean(),
+  host: fc.constantFrom(0, 5, 200),
   stepTokens: fc.constantFrom(128, 200, 400),
   chunkTokens: fc.constantFrom(1, 16, 100, 128),
   maxSequences: fc.integer({ min: 1, max: 8 }),

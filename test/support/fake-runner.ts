@@ -13,7 +13,20 @@ import type {
 } from '../../lib/runner/model-runner';
 import { Random } from '../../lib/selftest/random';
 
-const device = { allocate: () => ({}) } as unknown as Device;
+/** Host or device memory that holds a token where there is a row of eight values. */
+class FakeTensor {
+  constructor(readonly rows: Int32Array) {}
+
+  view(_: string, [words]: number[], __: number[], offset: number): FakeTensor {
+    return new FakeTensor(this.rows.subarray(offset / 8, (offset + words!) / 8));
+  }
+}
+
+const device = {
+  allocate: (_: string, shape: number[], purpose: string) =>
+    new FakeTensor(new Int32Array(purpose === 'kv' ? shape[0]! : shape[0]! / 8).fill(-1)),
+  release: () => {},
+} as unknown as Device;
 const pattern = { sinkBlocks: 1, localBlocks: 2 };
 
 /** The deterministic model: the next token is a hash of all tokens so far. */
@@ -35,12 +48,12 @@ export class FakeRunner {
   /** Whether a step can be enqueued behind one whose tokens were not read yet. */
   followed = true;
   private tail: Promise<unknown> = Promise.resolve();
-  private readonly copies: [LayerGroup, number, number][] = []; // before the next step
+  private readonly copies: (() => void)[] = []; // before the next step
   private readonly caches: Map<LayerGroup, Int32Array>;
 
-  readonly prefixCache: PrefixCache | undefined;
+  readonly prefixCache: PrefixCache | undefined = undefined;
 
-  constructor(fullBlocks: number, streamingBlocks = fullBlocks, cached = false) {
+  constructor(fullBlocks: number, streamingBlocks = fullBlocks, cached = false, hostBlocks = 0) {
     this.groups = [
       new LayerGroup(device, 'full', groupRange('full', pattern), [0], fullBlocks, 8, 'f32'),
       new LayerGroup(
@@ -53,21 +66,25 @@ export class FakeRunner {
         'f32',
       ),
     ];
-    this.prefixCache = cached ? new PrefixCache(this.groups) : undefined;
-    const cacheOf = ({ pool }: LayerGroup) => new Int32Array(pool.capacity * 128).fill(-1);
-    this.caches = new Map(this.groups.map((group) => [group, cacheOf(group)]));
+    const cast = (to: FakeTensor, from: FakeTensor) =>
+      this.copies.push(() => to.rows.set(from.rows));
+    const host = { ops: { cast } as never, device, blocks: [hostBlocks, hostBlocks] };
+    if (cached) this.prefixCache = new PrefixCache(this.groups, hostBlocks > 0 ? host : undefined);
+    const rowsOf = (group: LayerGroup) => (group.cache(0) as unknown as FakeTensor).rows;
+    this.caches = new Map(this.groups.map((group) => [group, rowsOf(group)]));
   }
 
   /** Steps run one after another, as a stream runs them, on what was known when they were enqueued. */
   start(work: readonly StepWork[], after?: StepInFlight): StepInFlight {
     this.steps.push(work.map(({ sequence, count }) => ({ sequence, count })));
     for (const { sequence, count } of work) this.extend(sequence, count);
+    this.prefixCache?.host?.flush();
     const copies = this.copies.splice(0);
     const items = work.map((one) => this.place(one));
     const landings = work.map(({ sequence, count }) => sequence.advance(count));
     const outputs = this.enqueue(async () => {
+      for (const copy of copies) copy();
       await this.during(work);
-      for (const copy of copies) this.copyBlock(...copy);
       if (after !== undefined) {
         const before = await after.outputs;
         items.forEach((item, i) => (item.tokens = [before[i]!.sampled!.token]));
@@ -83,7 +100,8 @@ export class FakeRunner {
   /** A whole step at once. */
   run(work: readonly StepWork[]): StepOutput[] {
     for (const { sequence, count } of work) this.extend(sequence, count);
-    for (const copy of this.copies.splice(0)) this.copyBlock(...copy);
+    this.prefixCache?.host?.flush();
+    for (const copy of this.copies.splice(0)) copy();
     const items = work.map((one) => this.place(one));
     const landings = work.map(({ sequence, count }) => sequence.advance(count));
     const outputs = items.map((item) => this.compute(item));
@@ -92,7 +110,10 @@ export class FakeRunner {
   }
 
   extend(sequence: Sequence, count: number): void {
-    sequence.extend(count, (...copy) => this.copies.push(copy));
+    sequence.extend(count, (group, from, to) => {
+      this.prefixCache?.host?.flush();
+      this.copies.push(() => this.copyBlock(group, from, to));
+    });
   }
 
   get blocksInUse(): number {

@@ -7,6 +7,8 @@ export interface SimulationOptions extends Partial<SchedulerLimits> {
   full: number;
   streaming?: number;
   cached?: boolean;
+  /** Blocks of each group that the host has room for. */
+  host?: number;
 }
 
 /** Runs what the scheduler decides, step by step, and checks what must be true of every step. */
@@ -22,8 +24,8 @@ export class Simulation {
   /** Steps since the oldest became the oldest, or was computed last. */
   private oldest: { job: TestJob; steps: number } | undefined;
 
-  constructor({ full, streaming = full, cached = false, ...limits }: SimulationOptions) {
-    this.runner = new FakeRunner(full, streaming, cached);
+  constructor({ full, streaming = full, cached = false, host = 0, ...limits }: SimulationOptions) {
+    this.runner = new FakeRunner(full, streaming, cached, host);
     this.limits = { stepTokens: 128, chunkTokens: 128, maxSequences: 8, ...limits };
     this.scheduler = new Scheduler(this.runner, this.limits);
   }

@@ -1,5 +1,7 @@
 // out = in, converted, or in * scale of its 128 x 128 block; both may be strided. 8 elements a
-// thread where the last dimension of both is contiguous and aligned, else one.
+// thread where the last dimension of both is contiguous and aligned, else one. Where nothing is
+// converted and both are one run of memory, it is a copy: the copy engine is faster than a kernel
+// where one side is the host's memory (54 against 10 GB/s out, 49 in, 9 MB at a time).
 #include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
@@ -112,6 +114,13 @@ void launch(const CastParams& params, CudaStream& stream) {
     tensor->shape[0] = tensor->strides[0] = 1;
   }
   if (!params.scale) merge_dimensions(out, in);
+  const bool is_run = out.rank == 1 && out.strides[0] == 1 && in.strides[0] == 1;
+  if (is_run && out.dtype == in.dtype) {
+    check(cudaMemcpyAsync(out.data, in.data, static_cast<size_t>(in.bytes()), cudaMemcpyDefault,
+                          stream.handle()),
+          "cudaMemcpyAsync");
+    return;
+  }
   with_float_type(out.dtype, [&]<class Out>(Out) {
     with_weight_type(in.dtype, [&]<class In>(In) {
       with_count(vectorisable(out) && vectorisable(in), [&](auto count) {
