@@ -301,6 +301,21 @@ test('of the full group the ends of prefixes are given up first, those used long
   memory.check();
 });
 
+test('a window is of no use without the sinks', () => {
+  const memory = new Memory(paper, 80);
+  const [full, streaming] = memory.groups;
+  const [first, second] = [memory.add(text(2000)), memory.add(text(2000))];
+  memory.step(first!, 200)(); // the first has published block 0, the second all others
+  memory.read(second!, 512);
+  memory.remove(first!);
+  memory.remove(second!);
+  const { pool } = streaming!;
+  // All that are free, and one more: the block that was left longest ago is the sink.
+  for (let i = pool.available - pool.cached; i >= 0; i--) pool.allocate();
+  expect(full!.pool.cached).toBe(15);
+  expect(memory.cache.match(text(2000), 15)).toEqual({ path: [], seen: 15 });
+});
+
 test('nothing is left of prefixes whose blocks are gone', () => {
   const memory = new Memory(paper, 30);
   for (let kind = 0; kind < 20; kind++) {
