@@ -18,6 +18,7 @@ export interface LoadFlags {
   yarnFactor?: number | undefined;
   stepTokens?: number | undefined;
   chunkTokens?: number | undefined;
+  hostTokens?: number | undefined;
   prefixCache?: boolean | undefined;
   loadFormat?: 'auto' | 'dummy' | undefined;
   layers?: number | undefined;
@@ -83,6 +84,11 @@ const loadFlags: Record<keyof LoadFlags, () => Option> = {
       'tokens of a prompt read in one step (default 8192; 512 on the CPU)',
     ).argParser(wholeNumber(1, 2 ** 20)),
   prefixCache: () => new Option('--no-prefix-cache', 'read every prompt from its first token on'),
+  hostTokens: () =>
+    new Option(
+      '--host-tokens <n>',
+      "tokens of KV cache that go to the host's memory rather than be lost (default 0)",
+    ).argParser(wholeNumber(0, 2 ** 30)),
   loadFormat: () =>
     new Option(
       '--load-format <name>',
