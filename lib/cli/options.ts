@@ -155,11 +155,21 @@ export async function readAttention(dir: string, flags: LoadFlags): Promise<Atte
 }
 
 export async function readLoadOptions(dir: string, flags: LoadFlags): Promise<LoadOptions> {
-  const { device, dtype, maxTokens, yarnFactor, stepTokens, chunkTokens, prefixCache } = flags;
+  const { device, dtype, yarnFactor, stepTokens, chunkTokens } = flags;
+  const { maxTokens, prefixCache, hostTokens } = flags;
   const attention = await readAttention(dir, flags);
   const rope = { yarnFactor };
-  const step = { stepTokens, chunkTokens, prefixCache };
-  return { device, dtype, maxTokens, ...step, attention, rope, ...readFormat(flags) };
+  const cache = { maxTokens, prefixCache, hostTokens };
+  return {
+    device,
+    dtype,
+    stepTokens,
+    chunkTokens,
+    ...cache,
+    attention,
+    rope,
+    ...readFormat(flags),
+  };
 }
 
 function readFormat({ loadFormat, layers, experts, zeroExperts }: LoadFlags) {
