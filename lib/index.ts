@@ -22,6 +22,7 @@ export { LozaError, type LozaErrorCode, type LozaErrorDetails } from './errors';
 export type { LoadOptions, LoadProgress, RopeOptions } from './load-options';
 export type { AttentionOption } from './checkpoint/streaming-config';
 export type { GenerateOptions, GenerateProgress } from './runner/sampling';
+export type { EngineLoad } from './engine/engine';
 export type { Generation } from './engine/generation';
 export type {
   FinishReason,

@@ -19,6 +19,7 @@ export interface LoadFlags {
   yarnFactor?: number | undefined;
   stepTokens?: number | undefined;
   chunkTokens?: number | undefined;
+  hostTokens?: number | undefined;
   prefixCache?: boolean | undefined;
   loadFormat?: 'auto' | 'dummy' | undefined;
   layers?: number | undefined;
@@ -89,6 +90,11 @@ const loadFlags: Record<keyof LoadFlags, () => Option> = {
       'tokens of a prompt read in one step (default 8192; 512 on the CPU)',
     ).argParser(wholeNumber(1, 2 ** 20)),
   prefixCache: () => new Option('--no-prefix-cache', 'read every prompt from its first token on'),
+  hostTokens: () =>
+    new Option(
+      '--host-tokens <n>',
+      "tokens of KV cache that go to the host's memory rather than be lost (default 0)",
+    ).argParser(wholeNumber(0, 2 ** 30)),
   loadFormat: () =>
     new Option(
       '--load-format <name>',
@@ -155,11 +161,13 @@ export async function readAttention(dir: string, flags: LoadFlags): Promise<Atte
 }
 
 export async function readLoadOptions(dir: string, flags: LoadFlags): Promise<LoadOptions> {
-  const { device, dtype, kvDtype, maxTokens, yarnFactor, stepTokens, chunkTokens } = flags;
+  const { device, dtype, kvDtype, yarnFactor, stepTokens, chunkTokens } = flags;
+  const { maxTokens, prefixCache, hostTokens } = flags;
   const attention = await readAttention(dir, flags);
-  const rope = { yarnFactor };
-  const sizes = { maxTokens, stepTokens, chunkTokens, prefixCache: flags.prefixCache };
-  return { device, dtype, kvDtype, ...sizes, attention, rope, ...readFormat(flags) };
+  return {
+    ...{ device, dtype, kvDtype, stepTokens, chunkTokens, maxTokens, prefixCache, hostTokens },
+    ...{ attention, rope: { yarnFactor }, ...readFormat(flags) },
+  };
 }
 
 function readFormat({ loadFormat, layers, experts, zeroExperts }: LoadFlags) {

@@ -67,6 +67,23 @@ forEachDeviceKind('memory', (kind) => {
     expect(device.memory().peak).toBe(2967);
   });
 
+  test('operations read and write the memory of the host, which counts for itself', async () => {
+    const [host, there, back] = (['host', 'kv', 'kv'] as const).map((purpose) =>
+      device.allocate('f32', [1000], purpose),
+    ) as [Tensor, Tensor, Tensor];
+    stream.write(there, count(1000));
+    ops.cast(host, there);
+    ops.fill(there, 0);
+    ops.cast(back, host);
+    for (const tensor of [host, back])
+      expect(await numbers(tensor)).toEqual(Array.from(count(1000)));
+    const { host: bytes, kv, peak } = device.memory();
+    expect([bytes, kv, peak]).toEqual([4000, 8000, 8000]);
+    device.release(host);
+    await stream.synchronize();
+    expect(device.memory().host).toBe(0);
+  });
+
   test('memory that was released is still there for the work enqueued before', async () => {
     const results = Array.from({ length: 40 }, (_, i) => {
       const tensor = device.allocate('f32', [1000], 'kv');
