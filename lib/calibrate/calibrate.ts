@@ -4,10 +4,11 @@ import { SequenceOrder } from '../train/data/sequences';
 import { fingerprintOf } from '../train/fingerprint';
 import { planMemory, reserve } from '../train/memory-plan';
 import { RunFolder } from '../train/run-folder';
+import { learningRate } from '../train/schedule';
 import { openDevice, openSession, planTraining, type Session } from '../train/session';
 import { AlphaOptimizer, type AlphaState } from './alpha-optimizer';
-import { learningRate } from '../train/schedule';
 import { interleaved, randomPattern } from './fixed-patterns';
+import { MixRunner, type AblationState } from './mix-runner';
 import { MixedModel } from './mixed-model';
 import {
   resolveCalibrateOptions,
@@ -17,7 +18,6 @@ import {
 import { medianOf, nextPenalty, type PenaltyTrial } from './penalty';
 import { nearTies, rank, streamingCount } from './ranking';
 import { writeCheckpoint, type CalibrationReport } from './report';
-import { MixRunner, type AblationState } from './mix-runner';
 
 /** A run that can be taken up: everything that its result depends on. */
 interface CalibrationState {

@@ -1,10 +1,10 @@
-import type { JsonValue } from '../checkpoint/json';
-import { JsonNumber } from '../checkpoint/json';
-import type { Checkpoint } from '../checkpoint/checkpoint';
-import { attentionBlock } from '../checkpoint/streaming-config';
-import { readJsonFile } from '../checkpoint/files';
-import { configLimits } from '../checkpoint/config';
 import { join } from 'node:path';
+
+import type { Checkpoint } from '../checkpoint/checkpoint';
+import { configLimits } from '../checkpoint/config';
+import { readJsonFile } from '../checkpoint/files';
+import { JsonNumber, type JsonValue } from '../checkpoint/json';
+import { attentionBlock } from '../checkpoint/streaming-config';
 import { writeAtomically } from '../train/atomic-file';
 import type { RunFolder } from '../train/run-folder';
 import type { CalibrateMethod } from './options';

@@ -58,7 +58,7 @@ describe('calibrate', () => {
     }
   });
 
-  test('ablation ranks by the loss with one streaming attention, as inference has it', async () => {
+  test('ablation ranks by what each attention costs alone', async () => {
     const { ablations, order, layerType } = await calibrate(dir, small({ method: 'ablation' }));
     expect(ablations).toHaveLength(4);
     const sorted = [...order!].sort((a, b) => ablations![a]! - ablations![b]!);

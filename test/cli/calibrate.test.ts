@@ -7,17 +7,17 @@ import { recallLines, smallModel } from '../support/training';
 import { describeCli, expectJsonFailure, loza, lozaJson, root } from './cli';
 
 const dir = smallModel();
-const data = path.join(tempFolder({ 'a.jsonl': recallLines(24, 380) }), 'a.jsonl');
+const data = path.join(tempFolder({ 'a.jsonl': recallLines(12, 270) }), 'a.jsonl');
 const newFolder = () => path.join(tempFolder(), 'out');
 const window = ['--sink-blocks', '1', '--local-blocks', '1', '--device', 'cpu'];
 const runs = {
   calibrate: [
-    ...['calibrate', dir, '--data', data, '--sequence-length', '400', '--batch', '2'],
-    ...['--steps', '30', '--rounds', '1', '--ablation-sequences', '20', '--tie-width', '1'],
+    ...['calibrate', dir, '--data', data, '--sequence-length', '300', '--batch', '2'],
+    ...['--steps', '10', '--rounds', '1', '--ablation-sequences', '8', '--tie-width', '1'],
     ...window,
   ],
   train: [
-    ...['train', dir, '--data', data, '--sequence-length', '400', '--batch', '2', '--steps', '16'],
+    ...['train', dir, '--data', data, '--sequence-length', '300', '--batch', '2', '--steps', '10'],
     ...['--save-every', '2', '--loss-on', 'answers', '--device', 'cpu'],
   ],
 };
@@ -44,11 +44,13 @@ describeCli('loza calibrate and loza train', () => {
     '%s that is killed at random moments ends in the same bytes',
     async (command) => {
       const [straight, killed] = [newFolder(), newFolder()];
+      const began = Date.now();
       await lozaJson([...runs[command], '--out', straight]);
+      const duration = Date.now() - began;
       const random = new Random(command);
       let ended = false;
-      for (let kills = 0; kills < 4 && !ended; kills++) {
-        const moment = 500 + 900 * random.uniform();
+      for (let kills = 0; kills < 3 && !ended; kills++) {
+        const moment = duration * (0.4 + 0.5 * random.uniform());
         ended = await killAfter([...runs[command], '--out', killed], moment);
       }
       if (!ended) await lozaJson([...runs[command], '--out', killed]);

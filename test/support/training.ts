@@ -1,6 +1,6 @@
 import path from 'node:path';
 import { MixedModel, type MixOptions } from '../../lib/calibrate/mixed-model';
-import type { TypedArray } from '../../lib/native/binding';
+import type { DeviceKind, TypedArray } from '../../lib/native/binding';
 import { layOut, type HostBatch } from '../../lib/train/batch';
 import type { TrainingSequence } from '../../lib/train/data/sequences';
 import { openDevice, openSession, planTraining, type Session } from '../../lib/train/session';
@@ -10,12 +10,13 @@ import { readTwin, writeTwin } from './checkpoint-twin';
 import { goldenDir } from './goldens';
 import { randomTokens } from './prompts';
 
-export const quiet = { device: 'cpu', dtype: 'auto', signal: undefined } as const;
+export const quiet = { device: 'cpu', dtype: 'float32', signal: undefined } as const;
 
 /** A frozen model of a checkpoint, ready to be differentiated. */
-export async function openFrozen(dir: string): Promise<Session> {
+export async function openFrozen(dir: string, device: DeviceKind = 'cpu'): Promise<Session> {
   const plan = await planTraining(dir, 'full', undefined);
-  return openSession(plan, openDevice(plan, quiet), quiet);
+  const options = { ...quiet, device };
+  return openSession(plan, openDevice(plan, options), options);
 }
 
 /** Sequences of random tokens; every third token or so is learned. */
