@@ -44,83 +44,84 @@ struct Chunk {
   }
 };
 
-// The rope part in the units of the latent part: divided by the key's scale.
+// The thread's parts of 64 columns of its two keys.
+struct KeyChunks {
+  Chunk halves[2];
+};
+
+// A group is 64 columns, four instructions: the rope part, then the latents. A group's operands are made
+// while the one before is multiplied, from chunks that were read while that one's were made.
 template <class Traits>
-__device__ __forceinline__ void multiply_rope(const DecodeStorage<Traits>& shared,
-                                              const Fp8Tile& tile, Fp8Scores<Traits>& state) {
-  const int part = state.lane % 4;
-  Chunk chunks[2][2];
+struct KeyReader {
+  const Fp8Tile& tile;
+  const int32_t (&key)[2];
+  int32_t part;
+
+  __device__ __forceinline__ void load_rope(KeyChunks (&to)[2]) const {
 #pragma unroll
-  for (int half = 0; half < 2; half++)
+    for (int half = 0; half < 2; half++)
 #pragma unroll
-    for (int c = 0; c < 2; c++)
-      chunks[half][c].load(tile.rope, chunk_offset(state.key[half], 2 * part + c));
-  const uint64_t q = wgmma_descriptor(shared.q[Traits::kLatentPanels]);
-  uint32_t operands[4][4];
+      for (int c = 0; c < 2; c++)
+        to[c].halves[half].load(tile.rope, chunk_offset(key[half], 2 * part + c));
+  }
+  __device__ __forceinline__ void load(KeyChunks& to, int group) const {
 #pragma unroll
-  for (int step = 0; step < 4; step++) {
+    for (int half = 0; half < 2; half++)
+      to.halves[half].load(tile.codes[group / 2], chunk_offset(key[half], group % 2 * 4 + part));
+  }
+};
+
+__device__ __forceinline__ void rope_operands(uint32_t (&to)[4][4], const KeyChunks (&from)[2]) {
+#pragma unroll
+  for (int step = 0; step < 4; step++)
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      to[step][i] = from[step / 2].halves[i % 2].words[step % 2 * 2 + i / 2];
+}
+
+__device__ __forceinline__ void code_operands(uint32_t (&to)[4][4], const KeyChunks& from) {
+#pragma unroll
+  for (int step = 0; step < 4; step++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const Chunk& chunk = chunks[half][step / 2];
-      operands[step][half] = chunk.words[step % 2 * 2];
-      operands[step][2 + half] = chunk.words[step % 2 * 2 + 1];
+      to[step][half] = even_codes(from.halves[half].words[step]);
+      to[step][2 + half] = odd_codes(from.halves[half].words[step]);
     }
-  }
+}
+
+template <class Traits>
+__device__ __forceinline__ void multiply_group(const bf16* q, uint32_t (&operands)[4][4],
+                                               bool first, Fp8Scores<Traits>& state) {
+  const uint64_t descriptor = wgmma_descriptor(q);
   pin_operands(operands);
   wgmma_fence();
 #pragma unroll
   for (int step = 0; step < 4; step++)
-    wgmma_bf16<0>(state.scores, operands[step], wgmma_advance(q, step * 32), step > 0);
+    wgmma_bf16<0>(state.scores, operands[step], wgmma_advance(descriptor, step * 32),
+                  !first || step > 0);
   wgmma_commit();
 }
 
 template <class Traits>
-__device__ __forceinline__ void multiply_codes(DecodeStorage<Traits>& shared, const Fp8Tile& tile,
-                                               Fp8Scores<Traits>& state) {
-  constexpr int kHalves = 2 * Traits::kCodePanels;  // of 64 columns
-  Chunk chunks[2];
+__device__ __forceinline__ void multiply_codes(const DecodeStorage<Traits>& shared,
+                                               const Fp8Tile& tile, Fp8Scores<Traits>& state) {
+  constexpr int kGroups = Traits::kLatentPanels;
+  const KeyReader<Traits> reader{tile, state.key, state.lane % 4};
   uint32_t operands[2][4][4];
-  const auto load = [&](int index) {
+  KeyChunks chunks[2];
+  reader.load_rope(chunks);
+  rope_operands(operands[1], chunks);
+  multiply_group(shared.q[kGroups], operands[1], true, state);
+  reader.load(chunks[0], 0);
 #pragma unroll
-    for (int half = 0; half < 2; half++)
-      chunks[half].load(tile.codes[index / 2],
-                        chunk_offset(state.key[half], index % 2 * 4 + state.lane % 4));
-  };
-  const auto convert = [&](uint32_t(&to)[4][4]) {
-#pragma unroll
-    for (int step = 0; step < 4; step++) {
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        to[step][half] = even_codes(chunks[half].words[step]);
-        to[step][2 + half] = odd_codes(chunks[half].words[step]);
-      }
-    }
-  };
-  multiply_rope(shared, tile, state);
-  load(0);
-  convert(operands[0]);
+  for (int group = 0; group < kGroups; group++) {
+    if (group + 1 < kGroups) reader.load(chunks[(group + 1) % 2], group + 1);
+    if (group > 0) wgmma_wait<1>();  // of what used the same operands
+    code_operands(operands[group % 2], chunks[group % 2]);
+    multiply_group(shared.q[group], operands[group % 2], false, state);
+  }
 #pragma unroll
   for (int half = 0; half < 2; half++) state.scale[half] = tile.scales[state.key[half]];
-  constexpr float kUnit = 1 / (kCodeUnit * kQueryUnit);
-  const float inverse[2] = {1 / (state.scale[0] * kUnit), 1 / (state.scale[1] * kUnit)};
-  wgmma_wait<0>();
-  wgmma_pin(state.scores);
-#pragma unroll
-  for (int i = 0; i < Traits::kScores; i++) state.scores[i] *= inverse[i / 2 % 2];
-#pragma unroll
-  for (int index = 0; index < kHalves; index++) {
-    const uint64_t q = wgmma_descriptor(shared.q[index]);
-    pin_operands(operands[index % 2]);
-    wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < 4; step++)
-      wgmma_bf16<0>(state.scores, operands[index % 2][step], wgmma_advance(q, step * 32), true);
-    wgmma_commit();
-    if (index + 1 == kHalves) break;
-    load(index + 1);
-    if (index > 0) wgmma_wait<1>();
-    convert(operands[(index + 1) % 2]);
-  }
   wgmma_wait<0>();
   wgmma_pin(state.scores);
 }
@@ -258,7 +259,7 @@ __device__ __forceinline__ void publish_fp8_scores(const DecodeProblem& problem,
   const Unit& unit = shared.work.unit;
   const int block = absolute_block(unit, tile / kBlockTiles);
   const int first_key = block * kBlockTokens + tile % kBlockTiles * kTileKeys;
-  const float unit_scale = problem.scale / (kCodeUnit * kQueryUnit);
+  const float unit_scale = problem.scale / kScoreUnit;
   const float factor[2] = {state.scale[0] * unit_scale, state.scale[1] * unit_scale};
 #pragma unroll
   for (int i = 0; i < Traits::kScores; i++) state.scores[i] *= factor[i / 2 % 2];

@@ -38,9 +38,10 @@ struct Fp8Traits {
   static constexpr int kScoreThreads = 128, kMergeThreads = 384, kThreads = 512;
 };
 
-// Powers of two: of a code's operand, of the query's latent part, and of p. Products with codes keep
-// clear of both ends of fp32.
+// Powers of two: of a code's operand, of the query's latent part and of p. Products with codes keep clear
+// of both ends of fp32. The query's rope part makes up for the codes' unit.
 inline constexpr float kCodeUnit = 0x1p-120f, kQueryUnit = 0x1p64f, kValueUnit = 0x1p100f;
+inline constexpr float kScoreUnit = kCodeUnit * kQueryUnit;
 
 struct Fp8Tile {
   alignas(1024) uint8_t codes[4][kTileKeys * 128];

@@ -42,7 +42,9 @@ __device__ void arrange_columns(bf16* panel, int row, bool latent) {
       for (int j = 0; j < 4; j++) {
         const uint32_t first = in[8 * j + 2 * s], second = in[8 * j + 2 * s + 1];
         const uint32_t pair = __byte_perm(first, second, o == 0 ? 0x5410 : 0x7632);
-        out[8 * s + 4 * o + j] = latent ? scale_pair(pair, kQueryUnit) : o == 0 ? first : second;
+        out[8 * s + 4 * o + j] = latent   ? scale_pair(pair, kQueryUnit)
+                                 : o == 0 ? scale_pair(first, kScoreUnit)
+                                          : scale_pair(second, kScoreUnit);
       }
 #pragma unroll
   for (int chunk = 0; chunk < 8; chunk++)
