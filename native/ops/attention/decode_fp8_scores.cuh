@@ -84,21 +84,25 @@ __device__ __forceinline__ void code_operands(uint32_t (&to)[4][4], const KeyChu
   for (int step = 0; step < 4; step++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      to[step][half] = even_codes(from.halves[half].words[step]);
-      to[step][2 + half] = odd_codes(from.halves[half].words[step]);
+      widen_codes(from.halves[half].words[step], to[step][half], to[step][2 + half]);
     }
 }
 
-template <class Traits>
+// The rope group comes first, and is bf16.
+template <bool kRope, class Traits>
 __device__ __forceinline__ void multiply_group(const bf16* q, uint32_t (&operands)[4][4],
-                                               bool first, Fp8Scores<Traits>& state) {
+                                               Fp8Scores<Traits>& state) {
   const uint64_t descriptor = wgmma_descriptor(q);
   pin_operands(operands);
   wgmma_fence();
 #pragma unroll
-  for (int step = 0; step < 4; step++)
-    wgmma_bf16<0>(state.scores, operands[step], wgmma_advance(descriptor, step * 32),
-                  !first || step > 0);
+  for (int step = 0; step < 4; step++) {
+    const uint64_t own = wgmma_advance(descriptor, step * 32);
+    if constexpr (kRope)
+      wgmma_bf16<0>(state.scores, operands[step], own, step > 0);
+    else
+      wgmma_f16(state.scores, operands[step], own, true);
+  }
   wgmma_commit();
 }
 
@@ -111,14 +115,14 @@ __device__ __forceinline__ void multiply_codes(const DecodeStorage<Traits>& shar
   KeyChunks chunks[2];
   reader.load_rope(chunks);
   rope_operands(operands[1], chunks);
-  multiply_group(shared.q[kGroups], operands[1], true, state);
+  multiply_group<true>(shared.q[kGroups], operands[1], state);
   reader.load(chunks[0], 0);
 #pragma unroll
   for (int group = 0; group < kGroups; group++) {
     if (group + 1 < kGroups) reader.load(chunks[(group + 1) % 2], group + 1);
     if (group > 0) wgmma_wait<1>();  // of what used the same operands
     code_operands(operands[group % 2], chunks[group % 2]);
-    multiply_group(shared.q[group], operands[group % 2], false, state);
+    multiply_group<false>(shared.q[group], operands[group % 2], state);
   }
 #pragma unroll
   for (int half = 0; half < 2; half++) state.scale[half] = tile.scales[state.key[half]];
@@ -142,7 +146,7 @@ __device__ void mask_fp8_scores(const Unit& unit, int first_key,
   }
 #pragma unroll
   for (int half = 0; half < 2; half++)
-    if (first_key + state.key[half] > unit.highest) state.scale[half] = 0;
+    if (first_key + state.key[half] > unit.highest) state.scale[half] = 1;
 }
 
 // Reduces a value each of kCount pairs over the eight lanes that have the same pairs. Lanes are left with
@@ -210,19 +214,27 @@ __device__ __forceinline__ void find_bases(DecodeStorage<Traits>& shared) {
   named_barrier_sync(kScoresBarrier, Traits::kScoreThreads);
 }
 
+// Of powers of two.
+__device__ __forceinline__ float log2_of(float power) {
+  return static_cast<float>(static_cast<int>(__float_as_uint(power) >> 23) - 127);
+}
+__device__ __forceinline__ float inverse_of(float power) {
+  return __uint_as_float((254u << 23) - __float_as_uint(power));
+}
+
 __device__ __forceinline__ void store_keys(uint32_t to, uint32_t left, uint32_t right) {
   asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(to),
                "r"(left), "r"(right)
                : "memory");
 }
 
-// Scores become p times the key's scale, in shared memory as [kRows, 64 keys].
+// Scores become p', in shared memory as [kRows, 64 keys].
 template <class Traits>
 __device__ __forceinline__ void store_fp8_numerators(DecodeStorage<Traits>& shared,
                                                      Fp8Scores<Traits>& state) {
   const uint32_t p = shared_address(shared.p);
   const int lane = state.lane, warp = state.warp;
-  const float unit[2] = {state.scale[0] * kValueUnit, state.scale[1] * kValueUnit};
+  const float inverse[2] = {inverse_of(state.scale[0]), inverse_of(state.scale[1])};
 #pragma unroll
   for (int i = 0; i < Traits::kRows / 8; i++) {
     const float4 softmax = *reinterpret_cast<const float4*>(&shared.softmax[i * 4 + lane % 4]);
@@ -231,11 +243,12 @@ __device__ __forceinline__ void store_fp8_numerators(DecodeStorage<Traits>& shar
 #pragma unroll
     for (int k = 0; k < 4; k++) values[k] = exp2_fast(state.scores[4 * i + k] - base[k % 2]);
 #pragma unroll
-    for (int b = 0; b < 2; b++)
-      state.total[2 * i + b] = fmaf(state.total[2 * i + b], shrink[b], values[b] + values[2 + b]);
+    for (int b = 0; b < 2; b++) {
+      const float own = fmaf(values[b], inverse[0], values[2 + b] * inverse[1]);
+      state.total[2 * i + b] = fmaf(state.total[2 * i + b], shrink[b], own);
+    }
     store_keys(p + tile_offset<kTileKeys>(i * 8 + lane % 8, warp * 2 + lane / 8 % 2),
-               pack(values[0] * unit[0], values[1] * unit[0]),
-               pack(values[2] * unit[1], values[3] * unit[1]));
+               pack_half(values[0], values[1]), pack_half(values[2], values[3]));
   }
 }
 
@@ -259,10 +272,12 @@ __device__ __forceinline__ void publish_fp8_scores(const DecodeProblem& problem,
   const Unit& unit = shared.work.unit;
   const int block = absolute_block(unit, tile / kBlockTiles);
   const int first_key = block * kBlockTokens + tile % kBlockTiles * kTileKeys;
-  const float unit_scale = problem.scale / kScoreUnit;
+  const float unit_scale = problem.scale / kQueryUnit;
   const float factor[2] = {state.scale[0] * unit_scale, state.scale[1] * unit_scale};
+  const float power[2] = {log2_of(state.scale[0]), log2_of(state.scale[1])};
 #pragma unroll
-  for (int i = 0; i < Traits::kScores; i++) state.scores[i] *= factor[i / 2 % 2];
+  for (int i = 0; i < Traits::kScores; i++)
+    state.scores[i] = fmaf(state.scores[i], factor[i / 2 % 2], power[i / 2 % 2]);
   if (first_key + kTileKeys - 1 > unit.lowest ||
       (block >= problem.range.sink_blocks && block < unit.all_local))
     mask_fp8_scores(unit, first_key, shared, problem.range, state);
