@@ -13,7 +13,7 @@ struct Fp8Scores {
   float scale[2];  // of the thread's two keys
   int32_t key[2];  // in the tile
   int32_t warp, lane;
-  uint32_t p_parity = 0;
+  Ring<2> turn;  // which p
 };
 
 template <class Traits>
@@ -194,7 +194,7 @@ __device__ __forceinline__ void exchange_pairs(DecodeStorage<Traits>& shared,
 
 // One thread for two pairs: what scores are measured from, and by how much the sums so far shrink.
 template <class Traits>
-__device__ __forceinline__ void find_bases(DecodeStorage<Traits>& shared) {
+__device__ __forceinline__ void find_bases(DecodeStorage<Traits>& shared, int turn) {
   const int pair = static_cast<int>(threadIdx.x);
   if (pair < Traits::kRows / 2) {
     Softmax next;
@@ -209,7 +209,8 @@ __device__ __forceinline__ void find_bases(DecodeStorage<Traits>& shared) {
       next.shrink[b] = exp2_fast(before - next.base[b]);
       shared.highest[row] = highest;
     }
-    *reinterpret_cast<float4*>(&shared.softmax[pair]) = *reinterpret_cast<const float4*>(&next);
+    *reinterpret_cast<float4*>(&shared.softmax[turn][pair]) =
+        *reinterpret_cast<const float4*>(&next);
   }
   named_barrier_sync(kScoresBarrier, Traits::kScoreThreads);
 }
@@ -232,24 +233,29 @@ __device__ __forceinline__ void store_keys(uint32_t to, uint32_t left, uint32_t 
 template <class Traits>
 __device__ __forceinline__ void store_fp8_numerators(DecodeStorage<Traits>& shared,
                                                      Fp8Scores<Traits>& state) {
-  const uint32_t p = shared_address(shared.p);
-  const int lane = state.lane, warp = state.warp;
+  const int lane = state.lane, turn = state.turn.index;
   const float inverse[2] = {inverse_of(state.scale[0]), inverse_of(state.scale[1])};
 #pragma unroll
   for (int i = 0; i < Traits::kRows / 8; i++) {
-    const float4 softmax = *reinterpret_cast<const float4*>(&shared.softmax[i * 4 + lane % 4]);
-    const float base[2] = {softmax.x, softmax.y}, shrink[2] = {softmax.z, softmax.w};
-    float values[4];
+    const Softmax* softmax = &shared.softmax[turn][i * 4 + lane % 4];
+    const float4 found = *reinterpret_cast<const float4*>(softmax);
+    const float base[2] = {found.x, found.y}, shrink[2] = {found.z, found.w};
+    float(&values)[Traits::kScores] = state.scores;
 #pragma unroll
-    for (int k = 0; k < 4; k++) values[k] = exp2_fast(state.scores[4 * i + k] - base[k % 2]);
+    for (int k = 0; k < 4; k++) values[4 * i + k] = exp2_fast(values[4 * i + k] - base[k % 2]);
 #pragma unroll
     for (int b = 0; b < 2; b++) {
-      const float own = fmaf(values[b], inverse[0], values[2 + b] * inverse[1]);
+      const float own = fmaf(values[4 * i + b], inverse[0], values[4 * i + 2 + b] * inverse[1]);
       state.total[2 * i + b] = fmaf(state.total[2 * i + b], shrink[b], own);
     }
-    store_keys(p + tile_offset<kTileKeys>(i * 8 + lane % 8, warp * 2 + lane / 8 % 2),
-               pack_half(values[0], values[1]), pack_half(values[2], values[3]));
   }
+  // Apart from the above, which would otherwise wait for each store.
+  const uint32_t p = shared_address(shared.p[turn]);
+#pragma unroll
+  for (int i = 0; i < Traits::kRows / 8; i++)
+    store_keys(p + tile_offset<kTileKeys>(i * 8 + lane % 8, state.warp * 2 + lane / 8 % 2),
+               pack_half(state.scores[4 * i], state.scores[4 * i + 1]),
+               pack_half(state.scores[4 * i + 2], state.scores[4 * i + 3]));
 }
 
 // After the last tile: the pairs' totals, for whoever stores the sums.
@@ -286,12 +292,13 @@ __device__ __forceinline__ void publish_fp8_scores(const DecodeProblem& problem,
   for (int i = 0; i < Traits::kScoreRows; i++)
     best[i] = fmaxf(state.scores[i / 2 * 4 + i % 2], state.scores[i / 2 * 4 + 2 + i % 2]);
   exchange_pairs(shared, best, state, [](float a, float b) { return fmaxf(a, b); });
-  barrier_wait(&shared.p_empty, state.p_parity ^ 1), state.p_parity ^= 1;
-  find_bases(shared);
+  barrier_wait(&shared.p_empty[state.turn.index], state.turn.parity ^ 1);
+  find_bases(shared, state.turn.index);
   store_fp8_numerators(shared, state);
   if (tile + 1 == shared.work.end) store_fp8_totals(shared, state, unit.broken);
   proxy_fence();
-  warp_arrive(&shared.p_full, state.lane);
+  warp_arrive(&shared.p_full[state.turn.index], state.lane);
+  state.turn.advance();
 }
 
 template <class Traits>
@@ -313,6 +320,7 @@ __device__ void make_fp8_scores(const DecodeProblem& problem, const DecodeLaunch
     for (int tile = first; tile < end; tile++, stage.advance()) {
       barrier_wait(&shared.k_full[stage.index], stage.parity);
       multiply_codes(shared, shared.tiles[stage.index], state);
+      warp_arrive(&shared.scored[state.turn.index], state.lane);
       publish_fp8_scores(problem, shared, tile, state);
     }
     if (launch.parts == 0) return;

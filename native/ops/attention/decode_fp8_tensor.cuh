@@ -10,6 +10,9 @@
 // and p is taken with its scale, p'(j) = scale(j) 2^(score(j) - base): the base is the highest of
 // score(j) + log2 scale(j), so that p' is at most 1. Queries lie in f16 as 2^-5 of what they are.
 //
+// Turns. The values of a tile are summed up when the next tile's scores have been multiplied: the matrix
+// units then work while these scores become numerators. So there are two p.
+//
 // Orders. M row 16 w + 8 h + g of the scores is key 16 w + 8 h + shuffled(g) of the tile; so are the
 // positions of p along k. M row 16 w + 8 h + g of chain m is latent column 64 w + 8 g + 2 m + h of the
 // warpgroup's 256. Columns of q are permuted within each 64, so that 16 neighbouring bytes of a key are one
@@ -64,14 +67,15 @@ struct DecodeStorage<Fp8Traits<kRows>> {
     bf16 results[kRows * Traits::kResultsRow];
   };
   alignas(1024) bf16 q[Traits::kPanels][kRows * Traits::kPanel];
-  alignas(1024) bf16 p[kRows * kTileKeys];
+  alignas(1024) bf16 p[2][kRows * kTileKeys];  // f16
   float exchange[4][kRows];
-  Softmax softmax[kRows / 2];
+  Softmax softmax[2][kRows / 2];
   float highest[kRows], total[kRows];  // highest: of the tiles so far, total: of the work's end
   int32_t limit[kRows], local[kRows];  // last and first local position a row sees
   Work work;
   uint64_t k_full[Traits::kStages], k_empty[Traits::kStages];
-  uint64_t q_full, q_ready, p_full, p_empty, work_full, work_empty;
+  uint64_t p_full[2], p_empty[2], scored[2];
+  uint64_t q_full, q_ready, work_full, work_empty;
 };
 
 template <int kRows>
@@ -80,8 +84,9 @@ __device__ void init_barriers(DecodeStorage<Fp8Traits<kRows>>& shared, int group
   for (auto& barrier : shared.k_empty) barrier_init(&barrier, 8 * groups);
   barrier_init(&shared.q_full, 1);
   barrier_init(&shared.q_ready, 8);
-  barrier_init(&shared.p_full, 4);
-  barrier_init(&shared.p_empty, 8);
+  for (auto& barrier : shared.p_full) barrier_init(&barrier, 4);
+  for (auto& barrier : shared.p_empty) barrier_init(&barrier, 8);
+  for (auto& barrier : shared.scored) barrier_init(&barrier, 4);
   barrier_init(&shared.work_full, 1);
   barrier_init(&shared.work_empty, 12 * groups);
   barrier_init_fence();

@@ -11,6 +11,7 @@ template <class Traits>
 struct Fp8Values {
   float sums[Traits::kChains][Traits::kSums];  // pair 8 i + 2 j + b, column half: 4 i + 2 half + b
   int32_t group, warp, lane;                   // group: which 256 columns
+  Ring<2> turn;                                // which p
 };
 
 // ---- Queries --------------------------------------------------------------------------------------
@@ -62,7 +63,7 @@ __device__ void arrange_queries(DecodeStorage<Traits>& shared, int lane) {
 template <class Traits>
 __device__ __forceinline__ void shrink_fp8_sums(const DecodeStorage<Traits>& shared,
                                                 Fp8Values<Traits>& state) {
-  const Softmax* softmax = shared.softmax + state.lane % 4;
+  const Softmax* softmax = shared.softmax[state.turn.index] + state.lane % 4;
   bool any = false;
 #pragma unroll
   for (int i = 0; i < Traits::kRows / 8; i++) {
@@ -99,11 +100,12 @@ __device__ __forceinline__ void clear_unseen(Fp8Tile& tile, int keys,
   __syncwarp();
 }
 
-// sums (+)= codes^T p^T over a tile. Waits for p when the first operands are made.
+// sums (+)= codes^T p^T over a tile. Waits for p, and for its turn
+// behind the next tile's scores, when the first operands are made; gives the tile back when the last are.
 template <class Traits>
 __device__ __forceinline__ void multiply_columns(DecodeStorage<Traits>& shared, const Fp8Tile& tile,
-                                                 uint32_t p_parity, bool accumulate,
-                                                 Fp8Values<Traits>& state) {
+                                                 uint64_t* tile_empty, int groups, bool first_tile,
+                                                 bool last_tile, Fp8Values<Traits>& state) {
   const int group = state.lane / 4, part = state.lane % 4, warp = state.warp;
   const uint8_t* codes = tile.codes[state.group * 2 + warp / 2];
   const int chunk = warp % 2 * 4 + group / 2;
@@ -130,7 +132,7 @@ __device__ __forceinline__ void multiply_columns(DecodeStorage<Traits>& shared, 
       }
   };
   uint32_t operands[2][2][4];
-  const uint64_t p = wgmma_descriptor(shared.p);
+  const uint64_t p = wgmma_descriptor(shared.p[state.turn.index]);
   load(0);
 #pragma unroll
   for (int index = 0; index < 2 * kTileKeys / 16; index++) {  // two chains of a step each
@@ -140,14 +142,18 @@ __device__ __forceinline__ void multiply_columns(DecodeStorage<Traits>& shared, 
     pin_operands(operands[word]);
     if (word == 1 && step + 1 < kTileKeys / 16) load(step + 1);
     if (index == 0) {
-      barrier_wait(&shared.p_full, p_parity);
-      if (accumulate) shrink_fp8_sums(shared, state);
+      barrier_wait(&shared.p_full[state.turn.index], state.turn.parity);
+      Ring<2> next = state.turn;
+      next.advance();
+      if (!last_tile) barrier_wait(&shared.scored[next.index], next.parity);
+      if (!first_tile) shrink_fp8_sums(shared, state);
     }
+    if (index == 2 * kTileKeys / 16 - 1) warp_arrive_all(tile_empty, state.lane, groups);
     wgmma_fence();
 #pragma unroll
     for (int m = 0; m < 2; m++)
       wgmma_f16(state.sums[2 * word + m], operands[word][m], wgmma_advance(p, step * 32),
-                accumulate || step > 0);
+                !first_tile || step > 0);
     wgmma_commit();
   }
   wgmma_wait<0>();
@@ -203,7 +209,7 @@ __device__ void sum_fp8_values(const DecodeProblem& problem, const DecodeLaunch&
   state.warp = static_cast<int>(threadIdx.x) % 128 / kLanes;
   state.lane = static_cast<int>(threadIdx.x) % kLanes;
   Ring<Traits::kStages> stage;
-  uint32_t work_parity = 0, p_parity = 0, q_parity = 0;
+  uint32_t work_parity = 0, q_parity = 0;
   for (;; work_parity ^= 1) {
     barrier_wait(&shared.work_full, work_parity);
     const int first = shared.work.first, end = shared.work.end;
@@ -217,10 +223,10 @@ __device__ void sum_fp8_values(const DecodeProblem& problem, const DecodeLaunch&
     for (int tile = first; tile < end; tile++, stage.advance()) {
       barrier_wait(&shared.k_full[stage.index], stage.parity);
       if (tile + 1 == unit_tiles) clear_unseen(shared.tiles[stage.index], last_keys, state);
-      multiply_columns(shared, shared.tiles[stage.index], p_parity, tile > first, state);
-      p_parity ^= 1;
-      warp_arrive(&shared.p_empty, state.lane);
-      warp_arrive_all(&shared.k_empty[stage.index], state.lane, launch.groups);
+      multiply_columns(shared, shared.tiles[stage.index], &shared.k_empty[stage.index],
+                       launch.groups, tile == first, tile + 1 == end, state);
+      warp_arrive(&shared.p_empty[state.turn.index], state.lane);
+      state.turn.advance();
     }
     if (shared.work.slot < 0 && first < end)
       stage_fp8_results(shared, state);
