@@ -1,6 +1,14 @@
 import { cacheRowWidth } from '../../kv/cache-row';
 import type { Tensor } from '../../native/tensor';
-import { bf16Bits, bitsOf, decodeF8, encodeF8, floatOf, host, type HostTensor } from '../host-tensor';
+import {
+  bf16Bits,
+  bitsOf,
+  decodeF8,
+  encodeF8,
+  floatOf,
+  host,
+  type HostTensor,
+} from '../host-tensor';
 import { blockTokens } from './key-range';
 
 /** Latent and rope values of a row. */
@@ -57,7 +65,8 @@ export function latentRows({ values, shape }: HostTensor, sizes: RowSizes): Floa
     const at = slot % blockTokens;
     const to = rows.subarray(slot * width, (slot + 1) * width);
     for (let i = 0; i < latent; i++) to[i] = scales[at]! * decodeF8(codes[at * latent + i]!);
-    for (let i = 0; i < rope; i++) to[latent + i] = scales[at]! * floatOf(ropes[at * rope + i]! << 16);
+    for (let i = 0; i < rope; i++)
+      to[latent + i] = scales[at]! * floatOf(ropes[at * rope + i]! << 16);
   }
   return rows;
 }
