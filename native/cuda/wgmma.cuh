@@ -62,8 +62,8 @@ __device__ __forceinline__ uint64_t wgmma_advance(uint64_t descriptor, uint32_t 
 
 // ---- The instructions, an overload each N ----------------------------------------------------------
 // wgmma_bf16<kTransposeA, kTransposeB>(d, a, b, accumulate), wgmma_bf16<kTransposeB>(d, registers, b,
-// accumulate), wgmma_e4m3(d, a, b, accumulate), wgmma_e4m3(d, registers, b, accumulate). Without
-// accumulate, d is overwritten.
+// accumulate), wgmma_f16(d, registers, b, accumulate), wgmma_e4m3(d, a, b, accumulate),
+// wgmma_e4m3(d, registers, b, accumulate). Without accumulate, d is overwritten.
 
 // clang-format off
 #define LOZA_R4 "%0, %1, %2, %3"
@@ -118,6 +118,12 @@ __device__ __forceinline__ uint64_t wgmma_advance(uint64_t descriptor, uint32_t 
                  "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" LOZA_R##R "}, {%" #I0 ", %" #I1 ", %" #I2 ", %" #I3 "}, %" #I4 \
                  ", p, 1, 1, %" #I6 ";\n}" \
                  : D : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate}), "n"(kTransposeB)); \
+  } \
+  __device__ __forceinline__ void wgmma_f16(float (&d)[R], const uint32_t (&a)[4], uint64_t b, bool accumulate) { \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #I5 ", 0;\n" \
+                 "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.f16.f16 {" LOZA_R##R "}, {%" #I0 ", %" #I1 ", %" #I2 ", %" #I3 "}, %" #I4 \
+                 ", p, 1, 1, 0;\n}" \
+                 : D : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int{accumulate})); \
   } \
   __device__ __forceinline__ void wgmma_e4m3(float (&d)[R], uint64_t a, uint64_t b, bool accumulate) { \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #I2 ", 0;\n" \

@@ -1,24 +1,45 @@
 // The FP8 latent cache: f8e4m3 [slots, latent + 2 rope + 4], contiguous, its slots a multiple of 128.
 // The bytes of a block of 128 slots are three planes, each dense, so that bulk copies take many tokens
 // of one plane at a time:
-//   codes   f8e4m3 [128, latent]   the latent of slot s is scales[s] * codes[s]
-//   rope    bf16   [128, rope]     the rotated key as it is
-//   scales  f32    [128]           NaN where a latent was not finite
+//   codes   f8e4m3 [128, latent]
+//   rope    bf16   [128, rope]
+//   scales  f32    [128]           a power of two, or NaN where a latent was not finite
+// The row of slot s, latent and rotated key, is scales[s] * [codes[s] | rope[s]].
 #pragma once
+
+#include <bit>
+#include <cstdint>
 
 #include "core/tensor.h"
 #include "ops/attention/key_range.h"
 
 namespace loza {
 
+LOZA_HOST_DEVICE inline uint32_t bits_of(float value) {
+#ifdef __CUDA_ARCH__
+  return __float_as_uint(value);
+#else
+  return std::bit_cast<uint32_t>(value);
+#endif
+}
+LOZA_HOST_DEVICE inline float float_of(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(bits);
+#else
+  return std::bit_cast<float>(bits);
+#endif
+}
+
 inline constexpr float kLargestCode = 448;
 inline constexpr float kLeastScale = 0x1p-40f;  // that of a row of zeros
 
-// The scale of a row whose largest magnitude is this: the one that makes it the largest code.
+// The scale of a latent whose largest magnitude this is: the least power of two with which that is a
+// code. Multiplying by it is exact, and so is the rotated key in its units.
 LOZA_HOST_DEVICE inline float latent_scale(float largest) {
-  const float scale = largest / kLargestCode;
-  if (!(scale < 0x1p120f)) return scale - scale;  // NaN
-  return scale > kLeastScale ? scale : kLeastScale;
+  const float ratio = largest / kLargestCode;
+  if (!(ratio < 0x1p120f)) return ratio - ratio;  // NaN
+  if (!(ratio > kLeastScale)) return kLeastScale;
+  return float_of((bits_of(ratio) + 0x7fffffu) & 0x7f800000u);
 }
 
 struct LatentCache {

@@ -1,6 +1,14 @@
 import { cacheRowWidth } from '../../kv/cache-row';
 import type { Tensor } from '../../native/tensor';
-import { bf16Bits, decodeF8, encodeF8, floatOf, host, type HostTensor } from '../host-tensor';
+import {
+  bf16Bits,
+  bitsOf,
+  decodeF8,
+  encodeF8,
+  floatOf,
+  host,
+  type HostTensor,
+} from '../host-tensor';
 import { blockTokens } from './key-range';
 
 /** Latent and rope values of a row. */
@@ -39,7 +47,7 @@ export function hostLatentCache(rows: Float32Array, sizes: RowSizes): HostTensor
     const scale = scaleOf(row.subarray(0, latent));
     scales[at] = scale;
     for (let i = 0; i < latent; i++) codes[at * latent + i] = encodeF8(row[i]! / scale);
-    for (let i = 0; i < rope; i++) ropes[at * rope + i] = bf16Bits(row[latent + i]!);
+    for (let i = 0; i < rope; i++) ropes[at * rope + i] = bf16Bits(row[latent + i]! / scale);
   }
   const blocks = slots / blockTokens;
   return host('i32', [blocks, words.length / blocks], words);
@@ -57,7 +65,8 @@ export function latentRows({ values, shape }: HostTensor, sizes: RowSizes): Floa
     const at = slot % blockTokens;
     const to = rows.subarray(slot * width, (slot + 1) * width);
     for (let i = 0; i < latent; i++) to[i] = scales[at]! * decodeF8(codes[at * latent + i]!);
-    for (let i = 0; i < rope; i++) to[latent + i] = floatOf(ropes[at * rope + i]! << 16);
+    for (let i = 0; i < rope; i++)
+      to[latent + i] = scales[at]! * floatOf(ropes[at * rope + i]! << 16);
   }
   return rows;
 }
@@ -67,14 +76,15 @@ export function asLatentCache(words: Tensor, { latent, rope }: RowSizes): Tensor
   return words.view('f8e4m3', [words.dim(0) * blockTokens, width], [width, 1], 0);
 }
 
-/** With which the largest magnitude of a latent becomes the largest code. */
+/** The least power of two in which the largest magnitude of a latent is a code. */
 export function scaleOf(latent: ArrayLike<number>): number {
   let largest = 0;
   for (let i = 0; i < latent.length; i++) {
     if (!Number.isFinite(latent[i])) return NaN;
     largest = Math.max(largest, Math.abs(latent[i]!));
   }
-  return Math.max(leastScale, Math.fround(largest / largestCode));
+  const power = floatOf((bitsOf(largest / largestCode) + 0x7fffff) & 0x7f800000);
+  return Math.max(leastScale, power);
 }
 
 /** A latent as it comes back from its codes. */

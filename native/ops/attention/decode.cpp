@@ -199,9 +199,9 @@ LOZA_INLINE void load_quantised_tile(State& s, int64_t slot, int64_t count) {
   const LatentCache cache = latent_cache(s.params.cache, shape.latent, shape.depth - shape.latent);
   for (int64_t j = 0; j < count; j++) {
     float* to = s.tile + j * s.stride;
-    load_scaled(to, cache.codes<const simd::F8E4M3>(slot + j), cache.latent,
-                *cache.scale(slot + j));
-    load_scaled(to + cache.latent, cache.ropes<const simd::Bf16>(slot + j), cache.rope, 1);
+    const float scale = *cache.scale(slot + j);
+    load_scaled(to, cache.codes<const simd::F8E4M3>(slot + j), cache.latent, scale);
+    load_scaled(to + cache.latent, cache.ropes<const simd::Bf16>(slot + j), cache.rope, scale);
   }
   s.keys = s.tile;
 }

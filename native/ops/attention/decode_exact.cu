@@ -27,7 +27,7 @@ struct QuantisedRow {
   int64_t latent;
   float scale;
   __device__ float operator[](int64_t i) const {
-    return i < latent ? scale * widen(codes[i]) : widen(rope[i - latent]);
+    return scale * (i < latent ? widen(codes[i]) : widen(rope[i - latent]));
   }
 };
 struct QuantisedCache {

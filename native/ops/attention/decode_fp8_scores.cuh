@@ -13,7 +13,7 @@ struct Fp8Scores {
   float scale[2];  // of the thread's two keys
   int32_t key[2];  // in the tile
   int32_t warp, lane;
-  uint32_t p_parity = 0;
+  Ring<2> turn;  // which p
 };
 
 template <class Traits>
@@ -44,83 +44,88 @@ struct Chunk {
   }
 };
 
-// The rope part in the units of the latent part: divided by the key's scale.
+// The thread's parts of 64 columns of its two keys.
+struct KeyChunks {
+  Chunk halves[2];
+};
+
+// A group is 64 columns, four instructions: the rope part, then the latents. A group's operands are made
+// while the one before is multiplied, from chunks that were read while that one's were made.
 template <class Traits>
-__device__ __forceinline__ void multiply_rope(const DecodeStorage<Traits>& shared,
-                                              const Fp8Tile& tile, Fp8Scores<Traits>& state) {
-  const int part = state.lane % 4;
-  Chunk chunks[2][2];
+struct KeyReader {
+  const Fp8Tile& tile;
+  const int32_t (&key)[2];
+  int32_t part;
+
+  __device__ __forceinline__ void load_rope(KeyChunks (&to)[2]) const {
 #pragma unroll
-  for (int half = 0; half < 2; half++)
+    for (int half = 0; half < 2; half++)
 #pragma unroll
-    for (int c = 0; c < 2; c++)
-      chunks[half][c].load(tile.rope, chunk_offset(state.key[half], 2 * part + c));
-  const uint64_t q = wgmma_descriptor(shared.q[Traits::kLatentPanels]);
-  uint32_t operands[4][4];
+      for (int c = 0; c < 2; c++)
+        to[c].halves[half].load(tile.rope, chunk_offset(key[half], 2 * part + c));
+  }
+  __device__ __forceinline__ void load(KeyChunks& to, int group) const {
 #pragma unroll
-  for (int step = 0; step < 4; step++) {
+    for (int half = 0; half < 2; half++)
+      to.halves[half].load(tile.codes[group / 2], chunk_offset(key[half], group % 2 * 4 + part));
+  }
+};
+
+__device__ __forceinline__ void rope_operands(uint32_t (&to)[4][4], const KeyChunks (&from)[2]) {
+#pragma unroll
+  for (int step = 0; step < 4; step++)
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      to[step][i] = from[step / 2].halves[i % 2].words[step % 2 * 2 + i / 2];
+}
+
+__device__ __forceinline__ void code_operands(uint32_t (&to)[4][4], const KeyChunks& from) {
+#pragma unroll
+  for (int step = 0; step < 4; step++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const Chunk& chunk = chunks[half][step / 2];
-      operands[step][half] = chunk.words[step % 2 * 2];
-      operands[step][2 + half] = chunk.words[step % 2 * 2 + 1];
+      widen_codes(from.halves[half].words[step], to[step][half], to[step][2 + half]);
     }
-  }
+}
+
+// The rope group comes first, and is bf16.
+template <bool kRope, class Traits>
+__device__ __forceinline__ void multiply_group(const bf16* q, uint32_t (&operands)[4][4],
+                                               Fp8Scores<Traits>& state) {
+  const uint64_t descriptor = wgmma_descriptor(q);
   pin_operands(operands);
   wgmma_fence();
 #pragma unroll
-  for (int step = 0; step < 4; step++)
-    wgmma_bf16<0>(state.scores, operands[step], wgmma_advance(q, step * 32), step > 0);
+  for (int step = 0; step < 4; step++) {
+    const uint64_t own = wgmma_advance(descriptor, step * 32);
+    if constexpr (kRope)
+      wgmma_bf16<0>(state.scores, operands[step], own, step > 0);
+    else
+      wgmma_f16(state.scores, operands[step], own, true);
+  }
   wgmma_commit();
 }
 
 template <class Traits>
-__device__ __forceinline__ void multiply_codes(DecodeStorage<Traits>& shared, const Fp8Tile& tile,
-                                               Fp8Scores<Traits>& state) {
-  constexpr int kHalves = 2 * Traits::kCodePanels;  // of 64 columns
-  Chunk chunks[2];
+__device__ __forceinline__ void multiply_codes(const DecodeStorage<Traits>& shared,
+                                               const Fp8Tile& tile, Fp8Scores<Traits>& state) {
+  constexpr int kGroups = Traits::kLatentPanels;
+  const KeyReader<Traits> reader{tile, state.key, state.lane % 4};
   uint32_t operands[2][4][4];
-  const auto load = [&](int index) {
+  KeyChunks chunks[2];
+  reader.load_rope(chunks);
+  rope_operands(operands[1], chunks);
+  multiply_group<true>(shared.q[kGroups], operands[1], state);
+  reader.load(chunks[0], 0);
 #pragma unroll
-    for (int half = 0; half < 2; half++)
-      chunks[half].load(tile.codes[index / 2],
-                        chunk_offset(state.key[half], index % 2 * 4 + state.lane % 4));
-  };
-  const auto convert = [&](uint32_t(&to)[4][4]) {
-#pragma unroll
-    for (int step = 0; step < 4; step++) {
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        to[step][half] = even_codes(chunks[half].words[step]);
-        to[step][2 + half] = odd_codes(chunks[half].words[step]);
-      }
-    }
-  };
-  multiply_rope(shared, tile, state);
-  load(0);
-  convert(operands[0]);
+  for (int group = 0; group < kGroups; group++) {
+    if (group + 1 < kGroups) reader.load(chunks[(group + 1) % 2], group + 1);
+    if (group > 0) wgmma_wait<1>();  // of what used the same operands
+    code_operands(operands[group % 2], chunks[group % 2]);
+    multiply_group<false>(shared.q[group], operands[group % 2], state);
+  }
 #pragma unroll
   for (int half = 0; half < 2; half++) state.scale[half] = tile.scales[state.key[half]];
-  constexpr float kUnit = 1 / (kCodeUnit * kQueryUnit);
-  const float inverse[2] = {1 / (state.scale[0] * kUnit), 1 / (state.scale[1] * kUnit)};
-  wgmma_wait<0>();
-  wgmma_pin(state.scores);
-#pragma unroll
-  for (int i = 0; i < Traits::kScores; i++) state.scores[i] *= inverse[i / 2 % 2];
-#pragma unroll
-  for (int index = 0; index < kHalves; index++) {
-    const uint64_t q = wgmma_descriptor(shared.q[index]);
-    pin_operands(operands[index % 2]);
-    wgmma_fence();
-#pragma unroll
-    for (int step = 0; step < 4; step++)
-      wgmma_bf16<0>(state.scores, operands[index % 2][step], wgmma_advance(q, step * 32), true);
-    wgmma_commit();
-    if (index + 1 == kHalves) break;
-    load(index + 1);
-    if (index > 0) wgmma_wait<1>();
-    convert(operands[(index + 1) % 2]);
-  }
   wgmma_wait<0>();
   wgmma_pin(state.scores);
 }
@@ -141,7 +146,7 @@ __device__ void mask_fp8_scores(const Unit& unit, int first_key,
   }
 #pragma unroll
   for (int half = 0; half < 2; half++)
-    if (first_key + state.key[half] > unit.highest) state.scale[half] = 0;
+    if (first_key + state.key[half] > unit.highest) state.scale[half] = 1;
 }
 
 // Reduces a value each of kCount pairs over the eight lanes that have the same pairs. Lanes are left with
@@ -189,7 +194,7 @@ __device__ __forceinline__ void exchange_pairs(DecodeStorage<Traits>& shared,
 
 // One thread for two pairs: what scores are measured from, and by how much the sums so far shrink.
 template <class Traits>
-__device__ __forceinline__ void find_bases(DecodeStorage<Traits>& shared) {
+__device__ __forceinline__ void find_bases(DecodeStorage<Traits>& shared, int turn) {
   const int pair = static_cast<int>(threadIdx.x);
   if (pair < Traits::kRows / 2) {
     Softmax next;
@@ -204,9 +209,18 @@ __device__ __forceinline__ void find_bases(DecodeStorage<Traits>& shared) {
       next.shrink[b] = exp2_fast(before - next.base[b]);
       shared.highest[row] = highest;
     }
-    *reinterpret_cast<float4*>(&shared.softmax[pair]) = *reinterpret_cast<const float4*>(&next);
+    *reinterpret_cast<float4*>(&shared.softmax[turn][pair]) =
+        *reinterpret_cast<const float4*>(&next);
   }
   named_barrier_sync(kScoresBarrier, Traits::kScoreThreads);
+}
+
+// Of powers of two.
+__device__ __forceinline__ float log2_of(float power) {
+  return static_cast<float>(static_cast<int>(__float_as_uint(power) >> 23) - 127);
+}
+__device__ __forceinline__ float inverse_of(float power) {
+  return __uint_as_float((254u << 23) - __float_as_uint(power));
 }
 
 __device__ __forceinline__ void store_keys(uint32_t to, uint32_t left, uint32_t right) {
@@ -215,27 +229,33 @@ __device__ __forceinline__ void store_keys(uint32_t to, uint32_t left, uint32_t 
                : "memory");
 }
 
-// Scores become p times the key's scale, in shared memory as [kRows, 64 keys].
+// Scores become p', in shared memory as [kRows, 64 keys].
 template <class Traits>
 __device__ __forceinline__ void store_fp8_numerators(DecodeStorage<Traits>& shared,
                                                      Fp8Scores<Traits>& state) {
-  const uint32_t p = shared_address(shared.p);
-  const int lane = state.lane, warp = state.warp;
-  const float unit[2] = {state.scale[0] * kValueUnit, state.scale[1] * kValueUnit};
+  const int lane = state.lane, turn = state.turn.index;
+  const float inverse[2] = {inverse_of(state.scale[0]), inverse_of(state.scale[1])};
 #pragma unroll
   for (int i = 0; i < Traits::kRows / 8; i++) {
-    const float4 softmax = *reinterpret_cast<const float4*>(&shared.softmax[i * 4 + lane % 4]);
-    const float base[2] = {softmax.x, softmax.y}, shrink[2] = {softmax.z, softmax.w};
-    float values[4];
+    const Softmax* softmax = &shared.softmax[turn][i * 4 + lane % 4];
+    const float4 found = *reinterpret_cast<const float4*>(softmax);
+    const float base[2] = {found.x, found.y}, shrink[2] = {found.z, found.w};
+    float(&values)[Traits::kScores] = state.scores;
 #pragma unroll
-    for (int k = 0; k < 4; k++) values[k] = exp2_fast(state.scores[4 * i + k] - base[k % 2]);
+    for (int k = 0; k < 4; k++) values[4 * i + k] = exp2_fast(values[4 * i + k] - base[k % 2]);
 #pragma unroll
-    for (int b = 0; b < 2; b++)
-      state.total[2 * i + b] = fmaf(state.total[2 * i + b], shrink[b], values[b] + values[2 + b]);
-    store_keys(p + tile_offset<kTileKeys>(i * 8 + lane % 8, warp * 2 + lane / 8 % 2),
-               pack(values[0] * unit[0], values[1] * unit[0]),
-               pack(values[2] * unit[1], values[3] * unit[1]));
+    for (int b = 0; b < 2; b++) {
+      const float own = fmaf(values[4 * i + b], inverse[0], values[4 * i + 2 + b] * inverse[1]);
+      state.total[2 * i + b] = fmaf(state.total[2 * i + b], shrink[b], own);
+    }
   }
+  // Apart from the above, which would otherwise wait for each store.
+  const uint32_t p = shared_address(shared.p[turn]);
+#pragma unroll
+  for (int i = 0; i < Traits::kRows / 8; i++)
+    store_keys(p + tile_offset<kTileKeys>(i * 8 + lane % 8, state.warp * 2 + lane / 8 % 2),
+               pack_half(state.scores[4 * i], state.scores[4 * i + 1]),
+               pack_half(state.scores[4 * i + 2], state.scores[4 * i + 3]));
 }
 
 // After the last tile: the pairs' totals, for whoever stores the sums.
@@ -258,10 +278,12 @@ __device__ __forceinline__ void publish_fp8_scores(const DecodeProblem& problem,
   const Unit& unit = shared.work.unit;
   const int block = absolute_block(unit, tile / kBlockTiles);
   const int first_key = block * kBlockTokens + tile % kBlockTiles * kTileKeys;
-  const float unit_scale = problem.scale / (kCodeUnit * kQueryUnit);
+  const float unit_scale = problem.scale / kQueryUnit;
   const float factor[2] = {state.scale[0] * unit_scale, state.scale[1] * unit_scale};
+  const float power[2] = {log2_of(state.scale[0]), log2_of(state.scale[1])};
 #pragma unroll
-  for (int i = 0; i < Traits::kScores; i++) state.scores[i] *= factor[i / 2 % 2];
+  for (int i = 0; i < Traits::kScores; i++)
+    state.scores[i] = fmaf(state.scores[i], factor[i / 2 % 2], power[i / 2 % 2]);
   if (first_key + kTileKeys - 1 > unit.lowest ||
       (block >= problem.range.sink_blocks && block < unit.all_local))
     mask_fp8_scores(unit, first_key, shared, problem.range, state);
@@ -270,12 +292,13 @@ __device__ __forceinline__ void publish_fp8_scores(const DecodeProblem& problem,
   for (int i = 0; i < Traits::kScoreRows; i++)
     best[i] = fmaxf(state.scores[i / 2 * 4 + i % 2], state.scores[i / 2 * 4 + 2 + i % 2]);
   exchange_pairs(shared, best, state, [](float a, float b) { return fmaxf(a, b); });
-  barrier_wait(&shared.p_empty, state.p_parity ^ 1), state.p_parity ^= 1;
-  find_bases(shared);
+  barrier_wait(&shared.p_empty[state.turn.index], state.turn.parity ^ 1);
+  find_bases(shared, state.turn.index);
   store_fp8_numerators(shared, state);
   if (tile + 1 == shared.work.end) store_fp8_totals(shared, state, unit.broken);
   proxy_fence();
-  warp_arrive(&shared.p_full, state.lane);
+  warp_arrive(&shared.p_full[state.turn.index], state.lane);
+  state.turn.advance();
 }
 
 template <class Traits>
@@ -297,6 +320,7 @@ __device__ void make_fp8_scores(const DecodeProblem& problem, const DecodeLaunch
     for (int tile = first; tile < end; tile++, stage.advance()) {
       barrier_wait(&shared.k_full[stage.index], stage.parity);
       multiply_codes(shared, shared.tiles[stage.index], state);
+      warp_arrive(&shared.scored[state.turn.index], state.lane);
       publish_fp8_scores(problem, shared, tile, state);
     }
     if (launch.parts == 0) return;

@@ -4,9 +4,14 @@
 // stay codes in shared memory: each warpgroup makes bf16 operands of them in registers, keys by latent
 // columns for the scores, latent columns by keys for the values.
 //
-// Codes as operands. Shifting the bits of an e4m3 into those of a bf16 gives its value times 2^-120,
-// exactly; powers of two in the query and in p make up for it. A NaN code would be finite, so NaN is kept
-// in scales (ops/latent_cache.h).
+// Codes as operands. Every e4m3 is an f16, and one instruction converts two: so codes, and what they are
+// multiplied by, are f16. Scales are powers of two and stay outside: score j is
+//   scale(j) ([codes(j) | rope(j)] . q)
+// and p is taken with its scale, p'(j) = scale(j) 2^(score(j) - base): the base is the highest of
+// score(j) + log2 scale(j), so that p' is at most 1. Queries lie in f16 as 2^-5 of what they are.
+//
+// Turns. The values of a tile are summed up when the next tile's scores have been multiplied: the matrix
+// units then work while these scores become numerators. So there are two p.
 //
 // Orders. M row 16 w + 8 h + g of the scores is key 16 w + 8 h + shuffled(g) of the tile; so are the
 // positions of p along k. M row 16 w + 8 h + g of chain m is latent column 64 w + 8 g + 2 m + h of the
@@ -38,9 +43,7 @@ struct Fp8Traits {
   static constexpr int kScoreThreads = 128, kMergeThreads = 384, kThreads = 512;
 };
 
-// Powers of two: of a code's operand, of the query's latent part, and of p. Products with codes keep
-// clear of both ends of fp32.
-inline constexpr float kCodeUnit = 0x1p-120f, kQueryUnit = 0x1p64f, kValueUnit = 0x1p100f;
+inline constexpr float kQueryUnit = 0x1p-5f;  // f16 then holds queries of up to 2^21
 
 struct Fp8Tile {
   alignas(1024) uint8_t codes[4][kTileKeys * 128];
@@ -64,14 +67,15 @@ struct DecodeStorage<Fp8Traits<kRows>> {
     bf16 results[kRows * Traits::kResultsRow];
   };
   alignas(1024) bf16 q[Traits::kPanels][kRows * Traits::kPanel];
-  alignas(1024) bf16 p[kRows * kTileKeys];
+  alignas(1024) bf16 p[2][kRows * kTileKeys];  // f16
   float exchange[4][kRows];
-  Softmax softmax[kRows / 2];
+  Softmax softmax[2][kRows / 2];
   float highest[kRows], total[kRows];  // highest: of the tiles so far, total: of the work's end
   int32_t limit[kRows], local[kRows];  // last and first local position a row sees
   Work work;
   uint64_t k_full[Traits::kStages], k_empty[Traits::kStages];
-  uint64_t q_full, q_ready, p_full, p_empty, work_full, work_empty;
+  uint64_t p_full[2], p_empty[2], scored[2];
+  uint64_t q_full, q_ready, work_full, work_empty;
 };
 
 template <int kRows>
@@ -80,8 +84,9 @@ __device__ void init_barriers(DecodeStorage<Fp8Traits<kRows>>& shared, int group
   for (auto& barrier : shared.k_empty) barrier_init(&barrier, 8 * groups);
   barrier_init(&shared.q_full, 1);
   barrier_init(&shared.q_ready, 8);
-  barrier_init(&shared.p_full, 4);
-  barrier_init(&shared.p_empty, 8);
+  for (auto& barrier : shared.p_full) barrier_init(&barrier, 4);
+  for (auto& barrier : shared.p_empty) barrier_init(&barrier, 8);
+  for (auto& barrier : shared.scored) barrier_init(&barrier, 4);
   barrier_init(&shared.work_full, 1);
   barrier_init(&shared.work_empty, 12 * groups);
   barrier_init_fence();
@@ -91,12 +96,18 @@ __device__ void init_barriers(DecodeStorage<Fp8Traits<kRows>>& shared, int group
 // over all banks.
 __device__ __forceinline__ int shuffled(int g) { return g ^ (g & 1) << 2; }
 
-// Two of four codes as bf16, times kCodeUnit: those in the even bytes, or in the odd ones.
-__device__ __forceinline__ uint32_t even_codes(uint32_t codes) {
-  return (codes << 8 & 0x80008000u) | (codes << 4 & 0x07f007f0u);
+// Four codes as f16.
+__device__ __forceinline__ void widen_codes(uint32_t codes, uint32_t& low, uint32_t& high) {
+  asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\n"
+      "cvt.rn.f16x2.e4m3x2 %0, l;\ncvt.rn.f16x2.e4m3x2 %1, h;\n}"
+      : "=r"(low), "=r"(high)
+      : "r"(codes));
 }
-__device__ __forceinline__ uint32_t odd_codes(uint32_t codes) {
-  return (codes & 0x80008000u) | (codes >> 4 & 0x07f007f0u);
+
+__device__ __forceinline__ uint32_t pack_half(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
 }
 
 // Keeps the compiler from making operands later than here, between the instructions that read them.

@@ -11,21 +11,21 @@ template <class Traits>
 struct Fp8Values {
   float sums[Traits::kChains][Traits::kSums];  // pair 8 i + 2 j + b, column half: 4 i + 2 half + b
   int32_t group, warp, lane;                   // group: which 256 columns
+  Ring<2> turn;                                // which p
 };
 
 // ---- Queries --------------------------------------------------------------------------------------
 
-__device__ __forceinline__ uint32_t scale_pair(uint32_t pair, float factor) {
-  const auto value = *reinterpret_cast<const __nv_bfloat162*>(&pair);
-  const __nv_bfloat162 scaled = __hmul2(value, __float2bfloat162_rn(factor));
-  return *reinterpret_cast<const uint32_t*>(&scaled);
+// Two neighbouring columns of q in kQueryUnit: in f16 beside codes, in bf16 beside rotated keys.
+__device__ __forceinline__ uint32_t scale_query(uint32_t pair, bool latent) {
+  const float low = __uint_as_float(pair << 16) * kQueryUnit;
+  const float high = __uint_as_float(pair & 0xffff0000u) * kQueryUnit;
+  return latent ? pack_half(low, high) : pack(low, high);
 }
 
-// 64 columns of a pair, in place. With column 16 j + 4 s + 2 b + o of the latent part (16 j + 4 s + 2 o + b
-// of the rope part) at position 16 s + 8 o + 2 j + b, thread j's operands of four instructions are 16
-// neighbouring columns of a key.
-template <class Traits>
-__device__ void arrange_columns(bf16* panel, int row, bool latent) {
+// 64 columns of a pair, in place. With column 16 j + 4 s + 2 o + b at position 16 s + 8 o + 2 j + b, thread
+// j's operands of four instructions are 16 neighbouring columns of a key.
+__device__ inline void arrange_columns(bf16* panel, int row, bool latent) {
   char* base = reinterpret_cast<char*>(panel);
   uint32_t in[32], out[32];
 #pragma unroll
@@ -39,11 +39,8 @@ __device__ void arrange_columns(bf16* panel, int row, bool latent) {
 #pragma unroll
     for (int o = 0; o < 2; o++)
 #pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const uint32_t first = in[8 * j + 2 * s], second = in[8 * j + 2 * s + 1];
-        const uint32_t pair = __byte_perm(first, second, o == 0 ? 0x5410 : 0x7632);
-        out[8 * s + 4 * o + j] = latent ? scale_pair(pair, kQueryUnit) : o == 0 ? first : second;
-      }
+      for (int j = 0; j < 4; j++)
+        out[8 * s + 4 * o + j] = scale_query(in[8 * j + 2 * s + o], latent);
 #pragma unroll
   for (int chunk = 0; chunk < 8; chunk++)
     *reinterpret_cast<uint4*>(base + chunk_offset(row, chunk)) =
@@ -55,7 +52,7 @@ __device__ void arrange_queries(DecodeStorage<Traits>& shared, int lane) {
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x) - 128; i < Traits::kRows * Traits::kPanels; i += 256) {
     const int panel = i / Traits::kRows;
-    arrange_columns<Traits>(shared.q[panel], i % Traits::kRows, panel < Traits::kLatentPanels);
+    arrange_columns(shared.q[panel], i % Traits::kRows, panel < Traits::kLatentPanels);
   }
   proxy_fence();
   warp_arrive(&shared.q_ready, lane);
@@ -66,7 +63,7 @@ __device__ void arrange_queries(DecodeStorage<Traits>& shared, int lane) {
 template <class Traits>
 __device__ __forceinline__ void shrink_fp8_sums(const DecodeStorage<Traits>& shared,
                                                 Fp8Values<Traits>& state) {
-  const Softmax* softmax = shared.softmax + state.lane % 4;
+  const Softmax* softmax = shared.softmax[state.turn.index] + state.lane % 4;
   bool any = false;
 #pragma unroll
   for (int i = 0; i < Traits::kRows / 8; i++) {
@@ -90,11 +87,25 @@ struct Columns {
   uint2 keys[4];
 };
 
-// sums (+)= codes^T p^T over a tile. Waits for p when the first operands are made.
+// Keys behind the highest position may have any codes, and 0 times NaN is not 0. Each warp clears what it
+// reads itself.
+template <class Traits>
+__device__ __forceinline__ void clear_unseen(Fp8Tile& tile, int keys,
+                                             const Fp8Values<Traits>& state) {
+  uint8_t* codes = tile.codes[state.group * 2 + state.warp / 2];
+  for (int row = keys + state.lane / 4; row < kTileKeys; row += kLanes / 4)
+    *reinterpret_cast<uint4*>(codes + chunk_offset(row, state.warp % 2 * 4 + state.lane % 4)) =
+        make_uint4(0, 0, 0, 0);
+  proxy_fence();  // before a copy into the same place
+  __syncwarp();
+}
+
+// sums (+)= codes^T p^T over a tile. Waits for p, and for its turn
+// behind the next tile's scores, when the first operands are made; gives the tile back when the last are.
 template <class Traits>
 __device__ __forceinline__ void multiply_columns(DecodeStorage<Traits>& shared, const Fp8Tile& tile,
-                                                 uint32_t p_parity, bool accumulate,
-                                                 Fp8Values<Traits>& state) {
+                                                 uint64_t* tile_empty, int groups, bool first_tile,
+                                                 bool last_tile, Fp8Values<Traits>& state) {
   const int group = state.lane / 4, part = state.lane % 4, warp = state.warp;
   const uint8_t* codes = tile.codes[state.group * 2 + warp / 2];
   const int chunk = warp % 2 * 4 + group / 2;
@@ -116,13 +127,12 @@ __device__ __forceinline__ void multiply_columns(DecodeStorage<Traits>& shared, 
 #pragma unroll
       for (int pair = 0; pair < 2; pair++) {
         const uint32_t both =
-            __byte_perm(get(2 * pair), get(2 * pair + 1), m == 0 ? 0x4501 : 0x6723);
-        to[m][2 * pair] = odd_codes(both);
-        to[m][2 * pair + 1] = even_codes(both);
+            __byte_perm(get(2 * pair), get(2 * pair + 1), m == 0 ? 0x5140 : 0x7362);
+        widen_codes(both, to[m][2 * pair], to[m][2 * pair + 1]);
       }
   };
   uint32_t operands[2][2][4];
-  const uint64_t p = wgmma_descriptor(shared.p);
+  const uint64_t p = wgmma_descriptor(shared.p[state.turn.index]);
   load(0);
 #pragma unroll
   for (int index = 0; index < 2 * kTileKeys / 16; index++) {  // two chains of a step each
@@ -132,14 +142,18 @@ __device__ __forceinline__ void multiply_columns(DecodeStorage<Traits>& shared, 
     pin_operands(operands[word]);
     if (word == 1 && step + 1 < kTileKeys / 16) load(step + 1);
     if (index == 0) {
-      barrier_wait(&shared.p_full, p_parity);
-      if (accumulate) shrink_fp8_sums(shared, state);
+      barrier_wait(&shared.p_full[state.turn.index], state.turn.parity);
+      Ring<2> next = state.turn;
+      next.advance();
+      if (!last_tile) barrier_wait(&shared.scored[next.index], next.parity);
+      if (!first_tile) shrink_fp8_sums(shared, state);
     }
+    if (index == 2 * kTileKeys / 16 - 1) warp_arrive_all(tile_empty, state.lane, groups);
     wgmma_fence();
 #pragma unroll
     for (int m = 0; m < 2; m++)
-      wgmma_bf16<0>(state.sums[2 * word + m], operands[word][m], wgmma_advance(p, step * 32),
-                    accumulate || step > 0);
+      wgmma_f16(state.sums[2 * word + m], operands[word][m], wgmma_advance(p, step * 32),
+                !first_tile || step > 0);
     wgmma_commit();
   }
   wgmma_wait<0>();
@@ -164,15 +178,11 @@ __device__ __forceinline__ void for_each_run(const Fp8Values<Traits>& state, con
     }
 }
 
-constexpr float kSumUnit = 1 / (kCodeUnit * kValueUnit);
-
 template <class Traits>
 __device__ void stage_fp8_sums(DecodeStorage<Traits>& shared, const Fp8Values<Traits>& state) {
   values_sync();
   for_each_run(state, [&](int row, int column, float(&values)[8]) {
     float* to = shared.sums + row * Traits::kSumsRow + column;
-#pragma unroll
-    for (float& value : values) value *= kSumUnit;
     *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
     *reinterpret_cast<float4*>(to + 4) = make_float4(values[4], values[5], values[6], values[7]);
   });
@@ -182,7 +192,7 @@ template <class Traits>
 __device__ void stage_fp8_results(DecodeStorage<Traits>& shared, const Fp8Values<Traits>& state) {
   values_sync();
   for_each_run(state, [&](int row, int column, float(&values)[8]) {
-    const float inverse = kSumUnit / shared.total[row];
+    const float inverse = 1 / shared.total[row];
 #pragma unroll
     for (float& value : values) value *= inverse;
     *reinterpret_cast<uint4*>(shared.results + row * Traits::kResultsRow + column) =
@@ -199,21 +209,24 @@ __device__ void sum_fp8_values(const DecodeProblem& problem, const DecodeLaunch&
   state.warp = static_cast<int>(threadIdx.x) % 128 / kLanes;
   state.lane = static_cast<int>(threadIdx.x) % kLanes;
   Ring<Traits::kStages> stage;
-  uint32_t work_parity = 0, p_parity = 0, q_parity = 0;
+  uint32_t work_parity = 0, q_parity = 0;
   for (;; work_parity ^= 1) {
     barrier_wait(&shared.work_full, work_parity);
     const int first = shared.work.first, end = shared.work.end;
     if (end == kNoMoreWork) return;
+    const int unit_tiles = shared.work.unit.tiles;
+    const int last_keys = shared.work.unit.highest % kTileKeys + 1;  // of the unit's last tile
     if (first < end) {
       barrier_wait(&shared.q_full, q_parity), q_parity ^= 1;
       arrange_queries(shared, state.lane);
     }
     for (int tile = first; tile < end; tile++, stage.advance()) {
       barrier_wait(&shared.k_full[stage.index], stage.parity);
-      multiply_columns(shared, shared.tiles[stage.index], p_parity, tile > first, state);
-      p_parity ^= 1;
-      warp_arrive(&shared.p_empty, state.lane);
-      warp_arrive_all(&shared.k_empty[stage.index], state.lane, launch.groups);
+      if (tile + 1 == unit_tiles) clear_unseen(shared.tiles[stage.index], last_keys, state);
+      multiply_columns(shared, shared.tiles[stage.index], &shared.k_empty[stage.index],
+                       launch.groups, tile == first, tile + 1 == end, state);
+      warp_arrive(&shared.p_empty[state.turn.index], state.lane);
+      state.turn.advance();
     }
     if (shared.work.slot < 0 && first < end)
       stage_fp8_results(shared, state);

@@ -33,10 +33,9 @@ void for_each_id(const GatherRowsParams& params, const Body& body) {
   });
 }
 
-LOZA_MULTIVERSION void widen_latents(float* out, const LatentCache& cache, int32_t slot) {
-  const float scale = *cache.scale(slot);
-  const auto* codes = cache.codes<const F8E4M3>(slot);
-  for (int64_t i = 0; i < cache.latent; i++) out[i] = widen(codes[i]) * scale;
+template <class T>
+LOZA_MULTIVERSION void scale_row(float* out, const T* in, int64_t width, float scale) {
+  for (int64_t i = 0; i < width; i++) out[i] = widen(in[i]) * scale;
 }
 
 }  // namespace
@@ -46,8 +45,8 @@ void compute(const GatherRowsParams& params) {
   if (is_latent_cache(table)) {
     const LatentCache cache = latent_cache(table, params.latent(), params.rope());
     return for_each_id(params, [&](float* out, int32_t slot) {
-      widen_latents(out, cache, slot);
-      widen_row(out + cache.latent, cache.ropes<const Bf16>(slot), cache.rope);
+      scale_row(out, cache.codes<const F8E4M3>(slot), cache.latent, *cache.scale(slot));
+      scale_row(out + cache.latent, cache.ropes<const Bf16>(slot), cache.rope, *cache.scale(slot));
     });
   }
   with_float_type(table.dtype, [&]<class T>(T) {

@@ -1,4 +1,4 @@
-// out[i, :] = table[ids[i], :], 16 bytes a thread; of an FP8 latent cache [scale * codes | rope].
+// out[i, :] = table[ids[i], :], 16 bytes a thread; of an FP8 latent cache scale * [codes | rope].
 #include "cuda/barrier.cuh"
 #include "cuda/check.h"
 #include "cuda/cuda_ops.h"
@@ -68,9 +68,8 @@ __global__ void __launch_bounds__(256) gather_latents_kernel(GatherLatentsArgs<O
       load(values, cache.codes<const F8E4M3>(slot) + i);
     else
       load(values, cache.ropes<const Bf16>(slot) + i - latent);
-    const float factor = i < latent || !inside ? scale : 1.0f;
 #pragma unroll
-    for (float& value : values) value *= factor;
+    for (float& value : values) value *= scale;
     store(to + i, values);
   }
 }

@@ -6,7 +6,7 @@ namespace loza {
 
 // out[i, :] = table[ids[i], :]. The token embedding, the rows that get logits, and the cached keys
 // that expanded attention reads. Of an FP8 latent cache (ops/latent_cache.h), `width` values a row,
-// latent and rope, are [scale * codes | rope].
+// latent and rope, are scale * [codes | rope].
 // An id outside the table fails the stream with ERR_LOZA_INVALID_ARG.
 struct GatherRowsParams {
   Tensor out;    // act | f32 [rows, width]

@@ -51,16 +51,19 @@ void store_rows(const LatentStoreParams& params) {
   });
 }
 
-// Gives the scale. Magnitudes are compared by their bits, as which NaN is the largest.
-LOZA_MULTIVERSION float quantise_row(F8E4M3* codes, const float* x, int64_t width) {
+// Magnitudes are compared by their bits, as which NaN is the largest.
+LOZA_MULTIVERSION float largest_of(const float* x, int64_t width) {
   uint32_t largest = 0;
   for (int64_t i = 0; i < width; i++) {
     const uint32_t bits = std::bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
     largest = largest > bits ? largest : bits;
   }
-  const float scale = latent_scale(std::bit_cast<float>(largest)), inverse = 1 / scale;
-  for (int64_t i = 0; i < width; i++) codes[i] = narrow<F8E4M3>(x[i] * inverse);
-  return scale;
+  return std::bit_cast<float>(largest);
+}
+
+template <class T>
+LOZA_MULTIVERSION void narrow_row(T* out, const float* x, int64_t width, float factor) {
+  for (int64_t i = 0; i < width; i++) out[i] = narrow<T>(x[i] * factor);
 }
 
 struct RowTag;
@@ -70,10 +73,13 @@ void quantise_rows(const LatentStoreParams& params) {
   const int64_t latent = params.weight.dim(0), rope = params.rope_table.dim(1);
   const LatentCache cache = latent_cache(params.cache, latent, rope);
   for_each_slot(params, [&](int32_t slot, const float* kv, const float* angles) {
-    float* row = simd::scratch<RowTag>(latent);
+    float* row = simd::scratch<RowTag>(latent + rope);
     rms_norm_row(row, kv, params.weight.as<const Weight>(), latent, params.eps, params.scale);
-    *cache.scale(slot) = quantise_row(cache.codes<F8E4M3>(slot), row, latent);
-    rotate_row(cache.ropes<Bf16>(slot), kv + latent, angles, rope / 2);
+    rotate_row(row + latent, kv + latent, angles, rope / 2);
+    const float scale = latent_scale(largest_of(row, latent));
+    narrow_row(cache.codes<F8E4M3>(slot), row, latent, 1 / scale);
+    narrow_row(cache.ropes<Bf16>(slot), row + latent, rope, 1 / scale);
+    *cache.scale(slot) = scale;
   });
 }
 

@@ -33,22 +33,24 @@ struct LatentStoreArgs {
 // The last threads rotate: in a row narrower than the block, those have nothing to normalise.
 template <int kCount, class Cache, class Act>
 __device__ __forceinline__ void rotate_row(Cache* out, const Act* x, const float* table,
-                                           int64_t width) {
+                                           int64_t width, float factor = 1) {
   const int64_t first = (blockDim.x - 1 - threadIdx.x) * kCount;
   for (int64_t i = first; i < width; i += blockDim.x * kCount) {
     float values[kCount], angles[kCount];
     load(values, x + i);
     load(angles, table + i);
     rotate(values, angles);
+#pragma unroll
+    for (float& value : values) value *= factor;
     store(out + i, values);
   }
 }
 
-// Codes and scale of a row that this block's threads made. Magnitudes are compared by their bits, as
-// which NaN is the largest.
+// Codes and scale of a row that this block's threads made; gives the scale. Magnitudes are compared by
+// their bits, as which NaN is the largest.
 template <int kCount>
-__device__ __forceinline__ void quantise_row(const LatentCache& cache, int32_t slot,
-                                             const float* row) {
+__device__ __forceinline__ float quantise_row(const LatentCache& cache, int32_t slot,
+                                              const float* row) {
   __shared__ uint32_t exchange[kMaxWarps];
   const int64_t first = threadIdx.x * kCount, step = blockDim.x * kCount;
   float values[kCount];
@@ -68,6 +70,7 @@ __device__ __forceinline__ void quantise_row(const LatentCache& cache, int32_t s
     store(cache.codes<F8E4M3>(slot) + i, values);
   }
   if (threadIdx.x == 0) *cache.scale(slot) = scale;
+  return scale;
 }
 
 // Slots outside the cache are passed over like padding: a kernel cannot fail the stream.
@@ -89,9 +92,10 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
   if constexpr (std::is_same_v<Cache, F8E4M3>) {
     extern __shared__ float normalised[];
     const LatentCache cache{reinterpret_cast<char*>(args.cache.data), args.latent, args.rope};
-    rotate_row<kPairs>(cache.ropes<Bf16>(slot), kv + args.latent, args.table[row], args.rope);
     norm(normalised, kv, args.eps, args.scale, shared);
-    quantise_row<kCount>(cache, slot, normalised);
+    const float scale = quantise_row<kCount>(cache, slot, normalised);
+    rotate_row<kPairs>(cache.ropes<Bf16>(slot), kv + args.latent, args.table[row], args.rope,
+                       1 / scale);
   } else {
     Cache* entry = args.cache[slot];
     rotate_row<kPairs>(entry + args.latent, kv + args.latent, args.table[row], args.rope);
