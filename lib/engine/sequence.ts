@@ -78,11 +78,9 @@ export class Sequence {
    * read. Returns what to call once the step is done: full blocks are published then, not before.
    */
   advance(count: number): () => void {
+    const before = Math.floor(this.computed / blockTokens);
     this.computed += count;
-    for (const [group, blocks] of this.blocks) {
-      const wanted = (index: number) => index >= this.published && this.keeps(group, index);
-      blocks.trim(this.computed, this.cache && wanted);
-    }
+    if (Math.floor(this.computed / blockTokens) > before) this.trim();
     const { computed, epoch } = this;
     return () => {
       if (epoch === this.epoch) this.land(computed);
@@ -177,6 +175,13 @@ export class Sequence {
   /** Array.from takes 20 times as long for a typed array. */
   private push(tokens: ArrayLike<number>, from: number): void {
     for (let i = from; i < tokens.length; i++) this.tokens.push(tokens[i] as number);
+  }
+
+  private trim(): void {
+    for (const [group, blocks] of this.blocks) {
+      const wanted = (index: number) => index >= this.published && this.keeps(group, index);
+      blocks.trim(this.computed, this.cache && wanted);
+    }
   }
 
   private land(computed: number): void {

@@ -44,14 +44,18 @@ export class SequenceBlocks {
 
   /** Blocks that `own` and `extend` would take from the pool to write positions from `from` to `tokens`. */
   missing(from: number, tokens: number): number {
-    const more = Math.max(0, blocksFor(tokens) - this.table.length);
-    return more + this.sharedFrom(from).length;
+    let count = Math.max(0, blocksFor(tokens) - this.table.length);
+    for (let index = Math.floor(from / blockTokens); index < this.table.length; index++) {
+      if (this.isShared(index)) count++;
+    }
+    return count;
   }
 
   /** Puts copies in the place of blocks with positions from `from` on that someone else can read. */
   own(from: number, copy: CopyBlock): void {
     const { pool } = this.group;
-    for (const index of this.sharedFrom(from)) {
+    for (let index = Math.floor(from / blockTokens); index < this.table.length; index++) {
+      if (!this.isShared(index)) continue;
       const shared = this.block(index);
       const own = pool.allocate();
       if (index * blockTokens < from) copy(this.group, shared, own);
@@ -178,11 +182,7 @@ export class SequenceBlocks {
     return index >= this.group.firstLocalBlock(length * blockTokens);
   }
 
-  private sharedFrom(position: number): number[] {
-    const shared: number[] = [];
-    for (let i = Math.floor(position / blockTokens); i < this.table.length; i++) {
-      if (!this.group.pool.isPrivate(this.block(i))) shared.push(i);
-    }
-    return shared;
+  private isShared(index: number): boolean {
+    return !this.group.pool.isPrivate(this.block(index));
   }
 }
