@@ -305,10 +305,10 @@ test('a window is of no use without the sinks', () => {
   const memory = new Memory(paper, 80);
   const [full, streaming] = memory.groups;
   const [first, second] = [memory.add(text(2000)), memory.add(text(2000))];
-  memory.step(first!, 200)(); // the first has published block 0, the second all others
-  memory.read(second!, 512);
-  memory.remove(first!);
-  memory.remove(second!);
+  memory.step(first, 200)(); // the first has published block 0, the second all others
+  memory.read(second, 512);
+  memory.remove(first);
+  memory.remove(second);
   const { pool } = streaming!;
   // All that are free, and one more: the block that was left longest ago is the sink.
   for (let i = pool.available - pool.cached; i >= 0; i--) pool.allocate();
