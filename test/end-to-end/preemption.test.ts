@@ -19,7 +19,9 @@ class Requests {
   ) {}
 
   static async load(dir: string, maxTokens: number, prefixCache: boolean): Promise<Requests> {
-    const options = resolveLoadOptions({ device: 'cpu', maxTokens, prefixCache });
+    // With the cache also recorded steps, which run ahead.
+    const more = { prefixCache, decodeGraphs: prefixCache };
+    const options = resolveLoadOptions({ device: 'cpu', maxTokens, ...more });
     const loaded = await loadModel(dir, options);
     // Nobody's growth is foreseen, so that blocks run out.
     const limits = { stepTokens: 128, chunkTokens: 128, maxSequences: 4, growthTokens: 0 };
