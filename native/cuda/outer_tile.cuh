@@ -1,7 +1,8 @@
 // Sums of outer products, which gradients of weights are, of one matrix or one an expert:
 //   out[e][n, k] += sum over the rows i of e of y[i, n] * x[source(i), k]
 // y and x lie along n and k, so both operands reach the tensor cores transposed (ldmatrix). bf16
-// products, fp32 sums; every sum runs over ascending rows in one CTA.
+// products, fp32 sums; every sum starts from what `out` holds
+// and runs over ascending rows in one CTA.
 #pragma once
 
 #include "cuda/gemm_tile.cuh"
@@ -88,19 +89,10 @@ __device__ inline void multiply_outer(OuterSums& sums, const Bf16* y, const Bf16
   }
 }
 
-// out[0], out[1] += sum, of which `count` exist.
-__device__ inline void add_pair(float* out, float2 sum, int count, bool aligned) {
-  if (count > 1 && aligned) {
-    float2 value = *reinterpret_cast<const float2*>(out);
-    value.x += sum.x, value.y += sum.y;
-    *reinterpret_cast<float2*>(out) = value;
-    return;
-  }
-  if (count > 0) out[0] += sum.x;
-  if (count > 1) out[1] += sum.y;
-}
-
-__device__ inline void add_outer(const OuterParams& params, int64_t expert, const OuterSums& sums) {
+// Calls body(sum, out, count) for each pair of sums: where they belong, and how many of them exist.
+template <class Body>
+__device__ inline void for_each_pair(const OuterParams& params, int64_t expert, OuterSums& sums,
+                                     const Body& body) {
   using T = OuterTile;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int first_n =
@@ -111,14 +103,37 @@ __device__ inline void add_outer(const OuterParams& params, int64_t expert, cons
 #pragma unroll
   for (int row = 0; row < T::kRowTiles * 2; row++) {
     const int n = first_n + row * 8;
-    if (n >= params.n) return;
 #pragma unroll
     for (int column = 0; column < T::kColumnTiles; column++) {
-      const float* sum = &sums[row / 2][column][row % 2 * 2];
-      add_pair(out + n * params.out_stride + column * 8, make_float2(sum[0], sum[1]),
-               params.k - first_k - column * 8, params.out_aligned);
+      const int count = n < params.n ? params.k - first_k - column * 8 : 0;
+      if (count > 0)
+        body(&sums[row / 2][column][row % 2 * 2], out + n * params.out_stride + column * 8, count);
     }
   }
+}
+
+// The sums start from what `out` holds: its loads are under way together with those of the operands.
+__device__ inline void start_outer(const OuterParams& params, int64_t expert, OuterSums& sums) {
+  for_each_pair(params, expert, sums, [&](float* sum, const float* out, int count) {
+    if (count > 1 && params.out_aligned) {
+      const float2 pair = *reinterpret_cast<const float2*>(out);
+      sum[0] = pair.x, sum[1] = pair.y;
+    } else {
+      sum[0] = out[0];
+      if (count > 1) sum[1] = out[1];
+    }
+  });
+}
+
+__device__ inline void store_outer(const OuterParams& params, int64_t expert, OuterSums& sums) {
+  for_each_pair(params, expert, sums, [&](const float* sum, float* out, int count) {
+    if (count > 1 && params.out_aligned) {
+      *reinterpret_cast<float2*>(out) = make_float2(sum[0], sum[1]);
+    } else {
+      out[0] = sum[0];
+      if (count > 1) out[1] = sum[1];
+    }
+  });
 }
 
 // Grid: x = tiles along k, y = tiles along n, z = experts.
@@ -138,6 +153,7 @@ static __global__ void __launch_bounds__(OuterTile::kThreads, 2)
     cp_async_commit();  // an empty group past the end keeps the count
   };
   for (int stage = 0; stage < T::kStages - 1; stage++) load(stage, stage);
+  start_outer(params, expert, sums);
   for (int64_t step = 0; step < steps; step++) {
     cp_async_wait<T::kStages - 2>();
     // Everybody's copies of this step have landed, and nobody reads the stage before it any more.
@@ -146,7 +162,7 @@ static __global__ void __launch_bounds__(OuterTile::kThreads, 2)
     const int stage = static_cast<int>(step % T::kStages);
     multiply_outer(sums, shared.y[stage], shared.x[stage]);
   }
-  add_outer(params, expert, sums);
+  store_outer(params, expert, sums);
 }
 
 inline void launch_outer(const OuterParams& params, int64_t experts, cudaStream_t stream,
