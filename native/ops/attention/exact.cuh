@@ -1,5 +1,5 @@
-// Attention of one query and one head by one CTA in plain fp32 arithmetic, shared by decode and prefill
-// of f32 activations. Keys come in tiles of at most kTile; a softmax over the tiles so far is kept.
+// Attention of one query and one head by one CTA in plain fp32 arithmetic, for decode of f32
+// activations. Keys come in tiles of at most kTile; a softmax over the tiles so far is kept.
 #pragma once
 
 #include "cuda/reduce.cuh"
