@@ -73,7 +73,11 @@ DecodeShape choose_shape(const DecodeProblem& problem, const Resident& resident)
 
 DecodeShape choose_shape(const DecodeProblem& problem);
 
-// The kernel in one form, whatever choose_shape says.
-void launch_shape(const DecodeProblem& problem, const DecodeShape& shape, CudaStream& stream);
+// The kernels in one form, whatever choose_shape says. `plan` is what launch_plan wrote for the same
+// form and tables, or null: then the call makes its own.
+void launch_shape(const DecodeProblem& problem, const DecodeShape& shape, void* plan,
+                  CudaStream& stream);
+void launch_plan(const DecodeProblem& problem, const DecodeShape& shape, void* plan,
+                 CudaStream& stream);
 
 }  // namespace loza::cuda::attention
