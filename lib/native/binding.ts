@@ -38,6 +38,7 @@ export type NativeGraph = object;
 export type NativeOperation =
   | 'AbsorbQuery'
   | 'AttentionDecode'
+  | 'AttentionPlan'
   | 'AttentionPrefill'
   | 'Cast'
   | 'Clock'

@@ -27,6 +27,7 @@
 #define LOZA_FOR_EACH_OP(X) \
   X(AbsorbQuery)            \
   X(AttentionDecode)        \
+  X(AttentionPlan)          \
   X(AttentionPrefill)       \
   X(Cast)                   \
   X(Clock)                  \

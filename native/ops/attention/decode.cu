@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   launch_dependents();
   if (warp >= 12) {
     release_registers<64>();
-    if (warp == 12) return produce(problem, launch, shared, {&q_map, &k_map});
+    if (warp == 12) return produce(problem, launch, shared, k_map);
     return cluster_wait();
   }
   cluster_wait();
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   } else {
     release_registers<112>();
     wait_for_prerequisites();
-    make_scores(problem, launch, shared);
+    make_scores(problem, launch, q_map, shared);
     merge_cluster(problem, launch, shared);
   }
   // Until the others of the cluster no longer need this CTA's shared memory.
@@ -87,13 +87,13 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   cluster_wait();
 }
 
-// Merges the partial results of one (row, head) and 128 latent columns: by a warp, or by eight that
-// take equal runs of the splits.
+// Merges the partial results of one (row, head) and 128 latent columns: by a warp, or by many that take
+// equal runs of the splits. Short code, because it runs cold.
 template <class Traits, int kSplitWarps>
-__global__ void __launch_bounds__(256) merge_kernel(const __grid_constant__ DecodeProblem problem,
-                                                    const __grid_constant__ DecodeScratch scratch,
-                                                    const Splits* all_splits) {
-  constexpr int kBatch = kSplitWarps == 1 ? 8 : 16;  // sums under way at a time
+__global__ void __launch_bounds__(kSplitWarps == 1 ? 256 : 32 * kSplitWarps)
+    merge_kernel(const __grid_constant__ DecodeProblem problem,
+                 const __grid_constant__ DecodeScratch scratch, const Splits* all_splits) {
+  constexpr int kBatch = 4;  // sums under way at a time
   __shared__ float4 exchange[kSplitWarps][kLanes];
   const int warp = static_cast<int>(threadIdx.x) / kLanes;
   const int lane = static_cast<int>(threadIdx.x) % kLanes, cta = static_cast<int>(blockIdx.x);
@@ -110,7 +110,10 @@ __global__ void __launch_bounds__(256) merge_kernel(const __grid_constant__ Deco
   const int run = (splits.count + kSplitWarps - 1) / kSplitWarps;
   const int first = kSplitWarps == 1 ? 0 : warp * run, end = min(splits.count, first + run);
   float best = negative_infinity(), total = 0;
+  for (int s = lane; s < splits.count; s += kLanes)
+    best = fmaxf(best, stats[splits.slot(s) * Traits::kRows].x);
   float4 sum = make_float4(0, 0, 0, 0), own[kBatch];
+#pragma unroll 1
   for (int begin = first; begin < end || begin == first; begin += kBatch) {
 #pragma unroll
     for (int i = 0; i < kBatch; i++)
@@ -118,8 +121,6 @@ __global__ void __launch_bounds__(256) merge_kernel(const __grid_constant__ Deco
         own[i] = *reinterpret_cast<const float4*>(sums + int64_t{splits.slot(begin + i)} *
                                                              Traits::kRows * Traits::kLatent);
     if (begin == first) {  // while the first batch is on its way
-      for (int s = lane; s < splits.count; s += kLanes)
-        best = fmaxf(best, stats[splits.slot(s) * Traits::kRows].x);
       best = warp_max(best);
       if (best == negative_infinity()) return;  // padding
       for (int s = lane; s < splits.count; s += kLanes) {
@@ -140,6 +141,7 @@ __global__ void __launch_bounds__(256) merge_kernel(const __grid_constant__ Deco
     exchange[warp][lane] = sum;
     __syncthreads();
     if (warp > 0) return;
+#pragma unroll 5
     for (int w = 1; w < kSplitWarps; w++) {
       const float4 part = exchange[w][lane];
       sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
@@ -187,12 +189,12 @@ template <class Traits>
 void launch_merge(const DecodeProblem& problem, const DecodeScratch& scratch, const Splits* splits,
                   int ctas, cudaStream_t stream) {
   const int pairs = problem.rows * problem.heads;
-  // Many splits of few rows: eight warps divide them.
+  constexpr int kManyWarps = 16;  // divide many splits of few rows
   const bool many = ctas * Traits::kRows > pairs * 12;
-  const auto kernel = many ? merge_kernel<Traits, 8> : merge_kernel<Traits, 1>;
-  const dim3 blocks(static_cast<unsigned>(many ? pairs * 4 : (pairs + 1) / 2));
-  launch_kernel("attention_decode: merge", kernel, {blocks, dim3(256)}, stream, problem, scratch,
-                splits);
+  const auto kernel = many ? merge_kernel<Traits, kManyWarps> : merge_kernel<Traits, 1>;
+  const Grid grid{dim3(static_cast<unsigned>(many ? pairs * 4 : (pairs + 1) / 2)),
+                  dim3(many ? kManyWarps * kLanes : 256)};
+  launch_kernel("attention_decode: merge", kernel, grid, stream, problem, scratch, splits);
 }
 
 template <class Traits>
@@ -270,6 +272,7 @@ void launch_tensor(const DecodeProblem& problem, const DecodeShape& shape, void*
   const int clusters = clusters_of<Traits>(problem, shape), ctas = clusters * cluster_ctas;
   DecodeLaunch launch{.groups = shape.groups, .shares = shape.shares};
   launch.parts = shape.lined_up ? clusters : 0;
+  launch.whole = shape.lined_up && shape.groups == 1;
   launch.read_once = pairs <= std::min(problem.sequences, problem.rows) * Traits::kRows * shape.groups;
   std::byte* scratch = take_scratch<Traits>(problem, shape.lined_up ? ctas : 0, plan == nullptr,
                                             stream, launch.scratch);
@@ -344,6 +347,12 @@ void launch(const AttentionDecodeParams& params, CudaStream& stream) {
   } else {
     attention::launch_simple<attention::bf16>(problem, stream.handle());
   }
+}
+
+void launch(const AttentionPlanParams& params, CudaStream& stream) {
+  if (params.positions.elements() == 0) return;
+  const attention::DecodeProblem problem = attention::describe(params);
+  attention::launch_plan(problem, attention::choose_shape(problem), params.plan.data, stream);
 }
 
 }  // namespace loza::cuda

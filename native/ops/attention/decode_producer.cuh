@@ -1,15 +1,10 @@
-// Absorbed attention with Hopper's matrix instructions: the warp that finds a CTA's work and brings
-// queries and keys to shared memory.
+// Absorbed attention with Hopper's matrix instructions: the warp that reads a CTA's work and brings
+// keys to shared memory.
 #pragma once
 
 #include "ops/attention/decode_tensor.cuh"
 
 namespace loza::cuda::attention {
-
-struct DecodeMaps {
-  const TensorMap* q;  // [panels, rows x heads, 64], box [panels, kRows, 64]
-  const TensorMap* k;  // [panels, slots, 64], box [1, 64, 64]
-};
 
 // The tables' entries of the blocks of a run: `count` from `begin` on, a lane each, and the 32 behind
 // them, which are asked for long before they are used.
@@ -21,30 +16,26 @@ template <class Traits>
 struct Producer {
   const DecodeProblem& problem;
   DecodeStorage<Traits>& shared;
-  DecodeMaps maps;
+  const TensorMap& map;  // of the cache: [panels, slots, 64], box [1, 64, 64]
   int32_t lane, groups, group;  // group: which of the CTAs that share tiles
   uint16_t sharers;             // these CTAs of the cluster, a bit each
   uint64_t policy;
+  bool whole;
   TileRing<Traits> ring;
   BlockWindow window;
   int32_t shift = 0;  // from a local block to its table entry
   uint32_t work_parity = 1;
   bool waited = false;  // for the kernels before
 
-  __device__ void hand_out(const Work& work) {
+  __device__ void hand_out(const Work& work, bool last) {
     barrier_wait(&shared.work_empty, work_parity);
     work_parity ^= 1;
     if (lane == 0) {
       shared.work = work;
+      shared.last_work = last;
       barrier_arrive(&shared.work_full);
     }
     __syncwarp();
-  }
-
-  __device__ void load_queries(const Unit& unit) {
-    if (lane != 0) return;
-    barrier_arrive_expect(&shared.q_full, sizeof(shared.q));
-    tma_load(shared.q, *maps.q, &shared.q_full, 0, unit.flat, 0, kEvictNormal);
   }
 
   // The table's entry for a visible block, up to the run's last.
@@ -75,9 +66,9 @@ struct Producer {
     for (int i = begin + group; i < end; i += groups) {
       bf16* panel = to[i - begin];
       if (groups == 1)
-        tma_load(panel, *maps.k, barrier, 0, slot, panel_of(i), policy);
+        tma_load(panel, map, barrier, 0, slot, panel_of(i), policy);
       else
-        tma_load_multicast(panel, *maps.k, barrier, 0, slot, panel_of(i), sharers, policy);
+        tma_load_multicast(panel, map, barrier, 0, slot, panel_of(i), sharers, policy);
     }
   }
 
@@ -86,6 +77,7 @@ struct Producer {
     const int first_row = slot_of(work, tile / kBlockTiles);
     const int front = ring.front.index, back = ring.back.index;
     barrier_wait(&shared.front_empty[front], ring.front.parity ^ 1);
+    if (whole) barrier_wait(&shared.back_empty[back], ring.back.parity ^ 1);
     // Behind the cache's end there are zeros.
     const int slot = first_row < 0 ? static_cast<int>(problem.slots)
                                    : first_row + tile % kBlockTiles * kTileKeys;
@@ -104,9 +96,9 @@ struct Producer {
   // Tiles below `settled` hold no key that this step writes, and may be copied while the kernels
   // before this one still run. Entries are asked for before any bulk copy, behind which they would
   // have to wait.
-  __device__ void load(const Work& work, int settled) {
+  __device__ void load(const Work& work, int settled, bool last) {
     window.ahead = entry_of(work, window.begin + window.count + lane);
-    hand_out(work);
+    hand_out(work, last);
     int tile = work.first;
     if (!waited) {
       const int early = min(min(work.end, settled), work.first + min(Traits::kFronts, Traits::kBacks));
@@ -114,8 +106,6 @@ struct Producer {
       wait_for_prerequisites();
       waited = true;
     }
-    if (work.first >= work.end) return;
-    load_queries(work.unit);
     for (; tile < work.end; tile++) load_tile(work, tile);
   }
 };
@@ -137,7 +127,7 @@ __device__ inline void take_tiles(Work& work, int share, int shares) {
 
 template <class Traits>
 __device__ void produce(const DecodeProblem& problem, const DecodeLaunch& launch,
-                        DecodeStorage<Traits>& shared, DecodeMaps maps) {
+                        DecodeStorage<Traits>& shared, const TensorMap& map) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes, cta = static_cast<int>(blockIdx.x);
   const int groups = launch.groups, group = cta % groups, share = cta / groups % launch.shares;
   const auto sharers = static_cast<uint16_t>(((1 << groups) - 1) << (share * groups));
@@ -146,12 +136,12 @@ __device__ void produce(const DecodeProblem& problem, const DecodeLaunch& launch
     return __ldcg(reinterpret_cast<const int*>(launch.records + at) + lane);
   };
   int at = cta / (groups * launch.shares), word = read(at);
-  if (lane == 0) prefetch(*maps.q), prefetch(*maps.k);
-  Producer<Traits> producer{problem, shared, maps, lane, groups, group, sharers, policy, {}, {}};
+  if (lane == 0) prefetch(map);
+  Producer<Traits> producer{problem, shared, map, lane, groups, group, sharers, policy, launch.whole, {}, {}};
   cluster_wait();  // all barriers are ready
   for (;;) {
     Work work = unpack_work(word);
-    if (work.end == kNoMoreWork) break;
+    if (work.end == kNoMoreWork) return producer.hand_out(work, true);
     const int settled = __shfl_sync(kFullWarp, word, kSettledWord);
     const int next = __shfl_sync(kFullWarp, word, kNextWord);
     producer.shift = __shfl_sync(kFullWarp, word, kShiftWord);
@@ -162,13 +152,10 @@ __device__ void produce(const DecodeProblem& problem, const DecodeLaunch& launch
     producer.window = {begin, max(0, kRecordBlocks - skip),
                        __shfl_sync(kFullWarp, word, (kBlocksWord + skip + lane) % kLanes), 0};
     if (next > at) word = read(next);  // while this work is done
-    producer.load(work, settled);
-    if (launch.parts == 0) return;
-    if (next <= at) break;
+    producer.load(work, settled, next <= at);
+    if (next <= at) return;
     at = next;
   }
-  if (!producer.waited) wait_for_prerequisites();
-  producer.hand_out({.end = kNoMoreWork});
 }
 
 }  // namespace loza::cuda::attention

@@ -17,8 +17,13 @@ struct ScoreState {
 };
 
 template <class Traits>
-__device__ void begin_scores(const DecodeProblem& problem, const Unit& unit,
+__device__ void begin_scores(const DecodeProblem& problem, const TensorMap& q_map, const Unit& unit,
                              DecodeStorage<Traits>& shared, ScoreState<Traits>& state) {
+  // Asked for here, because the producer may still be busy with the first keys.
+  if (threadIdx.x == 0) {
+    barrier_arrive_expect(&shared.q_full, sizeof(shared.q));
+    tma_load(shared.q, q_map, &shared.q_full, 0, unit.flat, 0);
+  }
 #pragma unroll
   for (int r = 0; r < Traits::kScoreRows; r++)
     state.highest[r] = negative_infinity(), state.total[r] = 0;
@@ -244,22 +249,24 @@ __device__ __forceinline__ void publish_scores(const DecodeProblem& problem,
 
 template <class Traits>
 __device__ void make_scores(const DecodeProblem& problem, const DecodeLaunch& launch,
-                            DecodeStorage<Traits>& shared) {
+                            const TensorMap& q_map, DecodeStorage<Traits>& shared) {
   ScoreState<Traits> state;
+  if (threadIdx.x == 0) prefetch(q_map);
   state.warp = static_cast<int>(threadIdx.x) % 128 / kLanes;
   state.lane = static_cast<int>(threadIdx.x) % kLanes;
   TileRing<Traits> ring;
   for (uint32_t parity = 0;; parity ^= 1) {
     barrier_wait(&shared.work_full, parity);
     const int first = shared.work.first, end = shared.work.end;
+    const bool last = shared.last_work;
     if (end == kNoMoreWork) return;
-    begin_scores(problem, shared.work.unit, shared, state);
-    if (first < end) barrier_wait(&shared.q_full, parity);
+    begin_scores(problem, q_map, shared.work.unit, shared, state);
+    barrier_wait(&shared.q_full, parity);
     for (int tile = first; tile < end; tile++, ring.advance()) {
       multiply_keys(shared, ring, state.scores);
       publish_scores(problem, shared, tile, ring, state);
     }
-    if (launch.parts == 0) return;
+    if (last) return;
     warp_arrive_all(&shared.work_empty, state.lane, launch.groups);
   }
 }

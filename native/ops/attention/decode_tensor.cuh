@@ -69,6 +69,7 @@ struct DecodeStorage {
   float highest[Traits::kRows], total[Traits::kRows];  // of the work's end
   int32_t limit[Traits::kRows], local[Traits::kRows];  // last and first local position a row sees
   Work work;
+  bool last_work;
   uint64_t front_full[Traits::kFronts][2], front_empty[Traits::kFronts];
   uint64_t back_full[Traits::kBacks], back_empty[Traits::kBacks];
   uint64_t q_full, p_full, p_empty, work_full, work_empty;
@@ -86,6 +87,7 @@ struct DecodeLaunch {
   int32_t groups;  // CTAs that share tiles
   int32_t shares;  // clustered: of a unit
   bool read_once;  // no other unit reads the same keys
+  bool whole;      // a tile's parts are copied together: what lies together in memory, is read together
 };
 
 // Counts uses of a ring of buffers: which one, and the parity of its barriers' phase.
@@ -129,7 +131,18 @@ __device__ __forceinline__ void warp_arrive(uint64_t* barrier, int lane) {
   if (lane == 0) barrier_arrive(barrier);
 }
 
-// The same at the barrier of each CTA that shares tiles with this one.
+// The warp has read a part of a tile: one arrival at each CTA that shares tiles with this one. Nothing
+// was written that others read, so that it need not wait for writes.
+__device__ __forceinline__ void warp_give_back(uint64_t* barrier, int lane, int groups) {
+  __syncwarp();
+  if (groups == 1) {
+    if (lane == 0) barrier_arrive(barrier);
+  } else if (lane < groups) {
+    barrier_signal_remote(barrier, cluster_rank() / groups * groups + lane);
+  }
+}
+
+// All of the warp's accesses so far, writes too.
 __device__ __forceinline__ void warp_arrive_all(uint64_t* barrier, int lane, int groups) {
   __syncwarp();
   if (groups == 1) {

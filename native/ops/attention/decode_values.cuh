@@ -54,12 +54,12 @@ __device__ void multiply_values(DecodeStorage<Traits>& shared, const TileRing<Tr
     if (chain % kHalf == kHalf - 1) wgmma_commit();
   }
   wgmma_wait<1>();
-  warp_arrive_all(&shared.front_empty[ring.front.index], state.lane, groups);
+  warp_give_back(&shared.front_empty[ring.front.index], state.lane, groups);
   wgmma_wait<0>();
 #pragma unroll
   for (auto& chain : state.sums) wgmma_pin(chain);
   warp_arrive(&shared.p_empty, state.lane);
-  warp_arrive_all(&shared.back_empty[ring.back.index], state.lane, groups);
+  warp_give_back(&shared.back_empty[ring.back.index], state.lane, groups);
 }
 
 // store(index, row, column, left, right) for all pairs of neighbouring columns that the thread has.
@@ -169,6 +169,7 @@ __device__ void sum_values(const DecodeProblem& problem, const DecodeLaunch& lau
   for (;; work_parity ^= 1) {
     barrier_wait(&shared.work_full, work_parity);
     const int first = shared.work.first, end = shared.work.end;
+    const bool last = shared.last_work;
     if (end == kNoMoreWork) return;
     for (int tile = first; tile < end; tile++, ring.advance()) {
       for (auto& barrier : shared.front_full[ring.front.index])
@@ -184,7 +185,7 @@ __device__ void sum_values(const DecodeProblem& problem, const DecodeLaunch& lau
       stage_sums(shared, state);
     if (first < end && (launch.parts > 0 || shared.work.slot < 0))
       store_staged(problem, launch.scratch, shared);
-    if (launch.parts == 0) return;
+    if (last) return;
     warp_arrive_all(&shared.work_empty, state.lane, launch.groups);
   }
 }
