@@ -69,7 +69,7 @@ struct AttentionDecodeParams {
   Tensor first_local;   // i32 [sequences]
   Tensor query_starts;  // i32 [sequences + 1]
   Tensor positions;     // i32 [rows]
-  Tensor plan;          // i32, optional: what AttentionPlan made for the same tables, heads and range
+  Tensor plan;  // i32, optional: what AttentionPlan made for the same tables, heads and range
   float softmax_scale = 1;
   KeyRange range;
 

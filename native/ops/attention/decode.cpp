@@ -14,7 +14,8 @@ static void check_plan(const char* name, const Tensor& plan, int64_t rows, int64
                        int64_t sequences) {
   expect(name, plan, DType::kI32, -1);
   const int64_t needed = plan_ints(rows, heads, sequences);
-  check(plan.contiguous() && plan.dim(0) >= needed, name, ": ", plan, " has not ", needed, " values");
+  check(plan.contiguous() && plan.dim(0) >= needed, name, ": ", plan, " has not ", needed,
+        " values");
 }
 
 void AttentionDecodeParams::check(DType act) const {

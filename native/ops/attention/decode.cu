@@ -251,10 +251,10 @@ int clusters_of(const DecodeProblem& problem, const DecodeShape& shape) {
 template <class Traits>
 void launch_plan_of(const DecodeProblem& problem, const DecodeShape& shape, void* plan,
                     CudaStream& stream) {
-  const int unit_rows = Traits::kRows * shape.groups, clusters = clusters_of<Traits>(problem, shape);
-  const PlanLaunch launch{
-      Traits::kRows, shape.groups, clusters, shape.lined_up ? clusters : 0,
-      problem.heads % unit_rows == 0 ? problem.heads / unit_rows : 0};
+  const int unit_rows = Traits::kRows * shape.groups,
+            clusters = clusters_of<Traits>(problem, shape);
+  const PlanLaunch launch{Traits::kRows, shape.groups, clusters, shape.lined_up ? clusters : 0,
+                          problem.heads % unit_rows == 0 ? problem.heads / unit_rows : 0};
   launch_kernel("attention_plan", plan_kernel,
                 {dim3(static_cast<unsigned>((clusters + 3) / 4)), dim3(128)}, stream.handle(),
                 problem, launch, plan_at(problem, plan));
@@ -273,7 +273,8 @@ void launch_tensor(const DecodeProblem& problem, const DecodeShape& shape, void*
   DecodeLaunch launch{.groups = shape.groups, .shares = shape.shares};
   launch.parts = shape.lined_up ? clusters : 0;
   launch.whole = shape.lined_up && shape.groups == 1;
-  launch.read_once = pairs <= std::min(problem.sequences, problem.rows) * Traits::kRows * shape.groups;
+  launch.read_once =
+      pairs <= std::min(problem.sequences, problem.rows) * Traits::kRows * shape.groups;
   std::byte* scratch = take_scratch<Traits>(problem, shape.lined_up ? ctas : 0, plan == nullptr,
                                             stream, launch.scratch);
   if (plan == nullptr) launch_plan_of<Traits>(problem, shape, plan = scratch, stream);

@@ -16,7 +16,7 @@ template <class Traits>
 struct Producer {
   const DecodeProblem& problem;
   DecodeStorage<Traits>& shared;
-  const TensorMap& map;  // of the cache: [panels, slots, 64], box [1, 64, 64]
+  const TensorMap& map;         // of the cache: [panels, slots, 64], box [1, 64, 64]
   int32_t lane, groups, group;  // group: which of the CTAs that share tiles
   uint16_t sharers;             // these CTAs of the cluster, a bit each
   uint64_t policy;
@@ -54,8 +54,8 @@ struct Producer {
     }
     const int64_t slot =
         int64_t{__shfl_sync(kFullWarp, window.entry, visible - window.begin)} * kBlockTokens;
-    const int keys = min(
-        kBlockTokens, work.unit.highest + 1 - absolute_block(work.unit, visible) * kBlockTokens);
+    const int keys = min(kBlockTokens,
+                         work.unit.highest + 1 - absolute_block(work.unit, visible) * kBlockTokens);
     return slot >= 0 && slot + keys <= problem.slots ? static_cast<int>(slot) : -1;
   }
 
@@ -101,7 +101,8 @@ struct Producer {
     hand_out(work, last);
     int tile = work.first;
     if (!waited) {
-      const int early = min(min(work.end, settled), work.first + min(Traits::kFronts, Traits::kBacks));
+      const int early =
+          min(min(work.end, settled), work.first + min(Traits::kFronts, Traits::kBacks));
       for (; tile < early; tile++) load_tile(work, tile);
       wait_for_prerequisites();
       waited = true;
@@ -137,7 +138,8 @@ __device__ void produce(const DecodeProblem& problem, const DecodeLaunch& launch
   };
   int at = cta / (groups * launch.shares), word = read(at);
   if (lane == 0) prefetch(map);
-  Producer<Traits> producer{problem, shared, map, lane, groups, group, sharers, policy, launch.whole, {}, {}};
+  Producer<Traits> producer{problem, shared, map,          lane, groups, group,
+                            sharers, policy, launch.whole, {},   {}};
   cluster_wait();  // all barriers are ready
   for (;;) {
     Work work = unpack_work(word);

@@ -70,8 +70,8 @@ __device__ inline int settled_tiles(const DecodeProblem& problem, const Unit& un
 __device__ inline void write_record(const DecodeProblem& problem, const Work& work, int next,
                                     int lane, Record& record) {
   const Unit& unit = work.unit;
-  const int shift = problem.range.sink_blocks -
-                    problem.first_local[unit.sequence * problem.first_local_step];
+  const int shift =
+      problem.range.sink_blocks - problem.first_local[unit.sequence * problem.first_local_step];
   const int visible = work.first / kBlockTiles + lane;
   if (lane < kRecordBlocks) {
     const bool any = !unit.broken && visible <= (work.end - 1) / kBlockTiles;

@@ -84,8 +84,8 @@ __device__ void mask_scores(const Unit& unit, int first_key, DecodeStorage<Trait
   for (int i = max(0, keys) * kChunks + static_cast<int>(threadIdx.x) % Traits::kScoreThreads;
        i < kTileKeys * kChunks; i += Traits::kScoreThreads) {
     const int at = i % kChunks / 8;  // of the latent panels
-    bf16* panel = at < 4 ? shared.front[ring.front.index][1 + at]
-                         : shared.back[ring.back.index][at - 4];
+    bf16* panel =
+        at < 4 ? shared.front[ring.front.index][1 + at] : shared.back[ring.back.index][at - 4];
     reinterpret_cast<uint4*>(panel)[i / kChunks * 8 + i % 8] = make_uint4(0, 0, 0, 0);
   }
 }

@@ -34,15 +34,14 @@ struct FormCost {
 
 // `resident(ctas)`: how many clusters of so many CTAs the device runs at a time.
 template <class Resident>
-DecodeShape choose_clustered(const DecodeProblem& problem, int pairs, int tiles,
-                             const Resident& resident) {
+DecodeShape choose_clustered(int sequences, int pairs, int tiles, const Resident& resident) {
   constexpr FormCost kForms[] = {
       {64, 2400, 6400}, {56, 2400, 5600}, {32, 2200, 3200}, {16, 2000, 1600}, {8, 1900, 800}};
   DecodeShape best{.rows = 64};
   int64_t least = INT64_MAX;
   for (const FormCost& form : kForms) {
     if (form.rows == 56 && pairs > 56) continue;
-    const int units = units_at_most(problem, form.rows);
+    const int units = sequences * ((pairs + form.rows - 1) / form.rows);  // equal sequences'
     int shares = 1;
     for (const int more : {2, 3, 4, 8})
       if (units <= resident(form.rows, more)) shares = more;
@@ -65,7 +64,7 @@ DecodeShape choose_shape(const DecodeProblem& problem, const Resident& resident)
   const int pairs = (problem.rows + sequences - 1) / sequences * problem.heads;
   const auto blocks = static_cast<int>(std::min<int64_t>(
       problem.entries, int64_t{problem.range.sink_blocks} + problem.range.local_blocks));
-  if (blocks <= kFewBlocks) return choose_clustered(problem, pairs, 2 * blocks, resident);
+  if (blocks <= kFewBlocks) return choose_clustered(sequences, pairs, 2 * blocks, resident);
   const int rows = pairs <= 8 ? 8 : pairs <= 16 ? 16 : pairs <= 32 ? 32 : pairs <= 56 ? 56 : 64;
   // Little work for all SMs: fewer pairs a CTA leave a half or a quarter of the partial results.
   constexpr int kMostGroups = 4, kShortBlocks = 80, kMediumBlocks = 512;

@@ -87,7 +87,7 @@ struct DecodeLaunch {
   int32_t groups;  // CTAs that share tiles
   int32_t shares;  // clustered: of a unit
   bool read_once;  // no other unit reads the same keys
-  bool whole;      // a tile's parts are copied together: what lies together in memory, is read together
+  bool whole;      // both parts of a tile at a time, as they lie together in memory
 };
 
 // Counts uses of a ring of buffers: which one, and the parity of its barriers' phase.

@@ -252,7 +252,8 @@ __device__ void merge_shares(const DecodeProblem& problem, int groups,
   named_barrier_sync(kMergeBarrier, Traits::kMergeThreads);
   const int column = static_cast<int>(threadIdx.x) % 128 * 4;
   const int64_t flat = shared.work.unit.flat;
-#pragma unroll 2
+  constexpr int kAtATime = kShares <= 3 && kOwnRows<Traits, kShares> >= 12 ? 4 : 2;
+#pragma unroll kAtATime
   for (int row = static_cast<int>(threadIdx.x) / 128; row < own_rows; row += 3) {
     const uint32_t from =
         shared_address(shared.sums + (first_row + row) * Traits::kSumsRow + column);

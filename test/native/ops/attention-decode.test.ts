@@ -165,7 +165,7 @@ forEachDevice('attention_decode', (lab) => {
   });
 
   const longcat = { ...base, latent: 512, rope: 64, cache: 'bf16' } as const;
-  const together = [1700, 300, 2100, 129].map((length) => ({ length, queries: 1 }));
+  const together = [1700, 300, 129].map((length) => ({ length, queries: 1 }));
   const plans: [string, DecodeCase][] = [
     ['all keys in a line', { ...longcat, heads: 8, sequences: together, range: fullRange }],
     ['clusters', { ...longcat, heads: 20, sequences: together, range: zigzag, shortTable: true }],
@@ -190,13 +190,17 @@ forEachDevice('attention_decode', (lab) => {
     const inputs = decodeInputs(c, new Random('others'), lab.activation);
     const own = c.heads * c.latent;
     const all = await decode(lab, c, inputs);
+    const width = c.heads * (c.latent + c.rope);
     for (const b of together.keys()) {
-      const copy = decodeInputs(c, new Random('others'), lab.activation);
-      const q = c.heads * (c.latent + c.rope);
-      copy.q.values.fill(NaN, 0, b * q).fill(NaN, (b + 1) * q);
-      if (name === 'clusters') {
-        copy.positions.values.fill(-1, 0, b).fill(-1, b + 1); // alone, in the same call
-      }
+      const q = inputs.q.values.slice().fill(NaN, 0, b * width);
+      q.fill(NaN, (b + 1) * width);
+      const positions = Int32Array.from(inputs.positions.values);
+      if (name === 'clusters') positions.fill(-1, 0, b).fill(-1, b + 1); // alone, in the same call
+      const copy = {
+        ...inputs,
+        q: host(lab.activation, inputs.q.shape, q),
+        positions: host('i32', inputs.positions.shape, positions),
+      };
       const out = await decode(lab, c, copy);
       compareBits(
         `sequence ${b}`,
