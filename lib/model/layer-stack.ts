@@ -15,6 +15,7 @@ export interface Layer {
 export class LayerStack implements Model {
   private readonly head: TokenHead;
   private readonly layers: Layer[];
+  private readonly heads: number;
 
   constructor(
     weights: WeightSource,
@@ -23,10 +24,12 @@ export class LayerStack implements Model {
     makeLayer: (index: number) => Layer,
   ) {
     this.head = new TokenHead(weights, config);
+    this.heads = config.heads;
     this.layers = Array.from({ length: count }, (_, index) => makeLayer(index));
   }
 
   forward(step: Step): Tensor {
+    step.planAttention(this.heads);
     const x = this.head.embed(step.ops, step.tokens);
     for (const layer of this.layers) layer.addTo(x, step);
     return x;

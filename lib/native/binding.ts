@@ -42,6 +42,7 @@ export type NativeOperation =
   | 'Adamw'
   | 'AttentionBackward'
   | 'AttentionDecode'
+  | 'AttentionPlan'
   | 'AttentionPrefill'
   | 'Blend'
   | 'Cast'

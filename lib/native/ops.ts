@@ -34,6 +34,8 @@ export const fullRange: KeyRange = { sinkBlocks: 0, localBlocks: 2 ** 31 - 1 };
 export interface BlockView {
   blockTable: Tensor; // i32 [sequences, entries]
   firstLocal: Tensor; // i32 [sequences]
+  /** From attentionPlan, once a step; a call without it plans for itself, which takes longer. */
+  plan?: Tensor;
 }
 
 export interface RouterOptions {
@@ -72,6 +74,7 @@ const operations: readonly NativeOperation[] = [
   'Adamw',
   'AttentionBackward',
   'AttentionDecode',
+  'AttentionPlan',
   'AttentionPrefill',
   'Blend',
   'Cast',
@@ -302,6 +305,34 @@ export class Ops {
   }
 
   /**
+   * Who does what in all attentionDecode calls of a step that share these tensors. Until those calls
+   * only rows of `positions` may be written in the cache.
+   */
+  attentionPlan(
+    view: BlockView,
+    queryStarts: Tensor,
+    positions: Tensor,
+    heads: number,
+    range: KeyRange,
+  ): Tensor {
+    const rows = positions.dim(0);
+    // plan_ints in native/ops/attention/attention.h
+    const records = 513 + view.blockTable.dim(0) + Math.floor((rows * heads) / 8);
+    const plan = this.integers(records * 32 + rows * heads * 4);
+    this.run.AttentionPlan(
+      plan,
+      view.blockTable,
+      view.firstLocal,
+      queryStarts,
+      positions,
+      heads,
+      range.sinkBlocks,
+      range.localBlocks,
+    );
+    return plan;
+  }
+
+  /**
    * Absorbed attention over the paged cache: [rows, heads, latent]. `lse` [rows, heads] receives the
    * log-sum-exp of the scores.
    */
@@ -326,6 +357,7 @@ export class Ops {
       view.firstLocal,
       queryStarts,
       positions,
+      view.plan,
       softmaxScale,
       range.sinkBlocks,
       range.localBlocks,

@@ -29,6 +29,8 @@ export interface Step {
   queryStarts: Tensor; // i32 [absorbed sequences + 1]
   absorbedPositions: Tensor; // i32 [absorbed rows]
   attention(index: number): StepAttention;
+  /** Plans the absorbed attention of all layers, which have so many heads. Before the first of them. */
+  planAttention(heads: number): void;
 }
 
 /** Rotary angles: the inverse frequencies as fp32 value and remainder, [2, rope / 2]. */
@@ -69,10 +71,15 @@ export function uploadBatch(ops: Ops, batch: Batch): StepTensors {
 /** Enqueues what all layers share, and gives each attention its cache and its group's tables. */
 export function makeStep(ops: Ops, tensors: StepTensors, angles: RopeAngles): Step {
   const { rows, absorbedRows, tokens, positions, queryStarts, groups } = tensors;
+  const absorbedPositions = absorbedRows === rows ? positions : positions.slice(0, 0, absorbedRows);
   const attentions: StepAttention[] = [];
-  for (const { group, ...tables } of groups) {
+  const views: { blocks: BlockView; range: KeyRange }[] = [];
+  for (const { group, blocks: tables, ...rest } of groups) {
+    const { range } = group;
+    const blocks = { ...tables };
+    views.push({ blocks, range });
     group.attentions.forEach((attention, n) => {
-      attentions[attention] = { cache: group.cache(n), range: group.range, ...tables };
+      attentions[attention] = { cache: group.cache(n), range, blocks, ...rest };
     });
   }
   const { inverseFrequencies, attentionScale, exact } = angles;
@@ -83,8 +90,13 @@ export function makeStep(ops: Ops, tensors: StepTensors, angles: RopeAngles): St
     tokens,
     ropeTable: ops.ropeTable(positions, inverseFrequencies, attentionScale, exact),
     queryStarts,
-    absorbedPositions: absorbedRows === rows ? positions : positions.slice(0, 0, absorbedRows),
+    absorbedPositions,
     attention: (index) => attentions[index] as StepAttention,
+    planAttention: (heads) => {
+      if (absorbedRows === 0) return;
+      for (const { blocks, range } of views)
+        blocks.plan = ops.attentionPlan(blocks, queryStarts, absorbedPositions, heads, range);
+    },
   };
 }
 

@@ -44,6 +44,7 @@
   X(Adamw)                       \
   X(AttentionBackward)           \
   X(AttentionDecode)             \
+  X(AttentionPlan)               \
   X(AttentionPrefill)            \
   X(Blend)                       \
   X(Cast)                        \

@@ -105,7 +105,9 @@ function prepare(row: DecodeRow, bench: Workbench): Prepared {
   const caches = bench.copies(poolRows * width * bench.activationBytes, () =>
     bench.activations(poolRows, width),
   );
-  const view = { blockTable, firstLocal };
+  const tables = { blockTable, firstLocal };
+  const plan = ops.attentionPlan(tables, queryStarts, positions, heads, range); // once a step
+  const view = { ...tables, plan };
   const scale = 192 ** -0.5;
   return {
     sets: caches.length,

@@ -378,10 +378,11 @@ export const attentionDecode = defineCases({
   skip: ({ cache }, _kind, act) => skipFloatCache(cache, act),
   inputs: decodeInputs,
   run: (ops, { q, cache, table, first, starts, positions }, c) => {
-    const view = { blockTable: table, firstLocal: first };
+    const { latent, range, heads } = c;
+    const tables = { blockTable: table, firstLocal: first };
+    const view = { ...tables, plan: ops.attentionPlan(tables, starts, positions, heads, range) };
     const rows = c.cache === 'fp8' ? asLatentCache(cache, c) : cache;
-    const lse = ops.float(q.dim(0), c.heads);
-    const { latent, range } = c;
+    const lse = ops.float(q.dim(0), heads);
     return {
       out: ops.attentionDecode(q, rows, latent, view, starts, positions, decodeScale, range, lse),
       lse,

@@ -28,6 +28,31 @@ struct AttentionPrefillParams {
   void check(DType act) const;
 };
 
+// A plan of decode attention: who does what, made once a step for all calls that share tables,
+// positions, heads and range. Until the calls that use it only the rows of the step's own positions may
+// be written in the cache: a call reads the others before the operations right before it have ended.
+inline constexpr int64_t kRecordInts = 32, kSplitsInts = 4;  // of the parts of a plan
+inline constexpr int64_t kMostParts = 256;                   // into which all keys are divided
+
+inline int64_t plan_records(int64_t rows, int64_t heads, int64_t sequences) {
+  return 2 * kMostParts + sequences + rows * heads / 8 + 1;
+}
+inline int64_t plan_ints(int64_t rows, int64_t heads, int64_t sequences) {
+  return plan_records(rows, heads, sequences) * kRecordInts + rows * heads * kSplitsInts;
+}
+
+struct AttentionPlanParams {
+  Tensor plan;          // i32 [plan_ints or more]
+  Tensor block_table;   // i32 [sequences, entries]
+  Tensor first_local;   // i32 [sequences]
+  Tensor query_starts;  // i32 [sequences + 1]
+  Tensor positions;     // i32 [rows]
+  int32_t heads = 0;
+  KeyRange range;
+
+  void check(DType act) const;
+};
+
 // Absorbed attention of a few new tokens a sequence over the paged latent cache.
 // Query row t of sequence b (query_starts[b] <= t < query_starts[b + 1]) has absolute position
 // positions[t] and sees range.allows(positions[t], j). Entry i of a sequence's table is the block
@@ -45,6 +70,7 @@ struct AttentionDecodeParams {
   Tensor first_local;   // i32 [sequences]
   Tensor query_starts;  // i32 [sequences + 1]
   Tensor positions;     // i32 [rows]
+  Tensor plan;  // i32, optional: what AttentionPlan made for the same tables, heads and range
   float softmax_scale = 1;
   KeyRange range;
 

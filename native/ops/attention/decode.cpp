@@ -11,6 +11,14 @@
 
 namespace loza {
 
+static void check_plan(const char* name, const Tensor& plan, int64_t rows, int64_t heads,
+                       int64_t sequences) {
+  expect(name, plan, DType::kI32, -1);
+  const int64_t needed = plan_ints(rows, heads, sequences);
+  check(plan.contiguous() && plan.dim(0) >= needed, name, ": ", plan, " has not ", needed,
+        " values");
+}
+
 void AttentionDecodeParams::check(DType act) const {
   expect("attention_decode: q", q, act, -1, -1, -1);
   const int64_t rows = q.dim(0), heads = q.dim(1), width = q.dim(2);
@@ -23,7 +31,19 @@ void AttentionDecodeParams::check(DType act) const {
   expect("attention_decode: first_local", first_local, DType::kI32, sequences);
   expect("attention_decode: query_starts", query_starts, DType::kI32, sequences + 1);
   expect("attention_decode: positions", positions, DType::kI32, rows);
+  if (plan) check_plan("attention_decode: plan", plan, rows, heads, sequences);
   loza::check(softmax_scale > 0, "attention_decode: softmax_scale is ", softmax_scale);
+}
+
+void AttentionPlanParams::check(DType) const {
+  expect("attention_plan: block_table", block_table, DType::kI32, -1, -1);
+  const int64_t sequences = block_table.dim(0);
+  expect("attention_plan: first_local", first_local, DType::kI32, sequences);
+  expect("attention_plan: query_starts", query_starts, DType::kI32, sequences + 1);
+  expect("attention_plan: positions", positions, DType::kI32, -1);
+  expect("attention_plan: plan", plan, DType::kI32, -1);
+  loza::check(heads > 0, "attention_plan: heads is ", heads);
+  check_plan("attention_plan: plan", plan, positions.dim(0), heads, sequences);
 }
 
 namespace cpu {
@@ -401,6 +421,9 @@ void compute(const AttentionDecodeParams& params) {
     run_plan(params, shape, shared);
   }
 }
+
+// Rows are planned by the attention itself.
+void compute(const AttentionPlanParams&) {}
 
 }  // namespace cpu
 }  // namespace loza

@@ -170,6 +170,14 @@ __device__ inline Unit shuffle(const Unit& unit, int lane) {
           get(unit.highest), get(unit.broken) != 0};
 }
 
+// The tiles of a part: a few more than needed where the longest unit is then cut into equal parts, and
+// others of its length are cut as seldom.
+__device__ inline int even_part(int tiles, int longest) {
+  const int cuts = max(1, longest / tiles);
+  const int even = (longest + cuts - 1) / cuts;
+  return even >= tiles && even <= tiles + tiles / 16 ? even : tiles;
+}
+
 // A cluster's part of the line. Every lane holds the same, but for `own` and `behind`.
 struct Line {
   int32_t unit_rows, part, part_tiles;  // number and tiles of a part
@@ -193,15 +201,16 @@ struct Line {
         lane < problem.sequences ? rows_of(problem, lane) : SequenceRows{0, 0};
     simple = problem.sequences <= kLanes &&
              __all_sync(kFullWarp, rows.count * problem.heads <= unit_rows);
-    int total;
+    int total, longest = 1;
     if (simple) {
       if (rows.count > 0) own = describe_unit(problem, lane, rows, 0, unit_rows);
       behind = warp_inclusive_sum(own.tiles);
       total = __shfl_sync(kFullWarp, behind, kLanes - 1);
+      longest = __reduce_max_sync(kFullWarp, own.tiles);
     } else {
       total = sums(problem, lane).total();
     }
-    part_tiles = max(1, (total + parts - 1) / parts);
+    part_tiles = even_part(max(1, (total + parts - 1) / parts), longest);
     place = part * part_tiles;
     end = min(total, place + part_tiles);
     if (simple) return;
@@ -245,10 +254,10 @@ struct Line {
   }
 };
 
-// A share of a cluster's unit; false where the cluster has no unit. `row_units`: units of a row, 0
-// where units may have several rows.
-__device__ inline bool find_share(const DecodeProblem& problem, int lane, int unit_rows,
-                                  int row_units, int cluster, int share, int shares, Work& work) {
+// By a whole warp: the unit of a cluster; false where it has none. `row_units`: units of a row, 0 where
+// units may have several rows.
+__device__ inline bool find_unit(const DecodeProblem& problem, int lane, int unit_rows,
+                                 int row_units, int cluster, Unit& unit) {
   Place place;
   if (row_units > 0) {
     const int first = problem.query_starts[0];
@@ -262,11 +271,7 @@ __device__ inline bool find_share(const DecodeProblem& problem, int lane, int un
   if (place.sequence >= problem.sequences) return false;
   const SequenceRows rows = rows_of(problem, place.sequence);
   if ((cluster - place.before) * unit_rows >= rows.count * problem.heads) return false;
-  work.unit = describe_unit(problem, place.sequence, rows, cluster - place.before, unit_rows);
-  const int tiles = (work.unit.tiles + shares - 1) / shares;
-  work.first = min(work.unit.tiles, share * tiles);
-  work.end = min(work.unit.tiles, work.first + tiles);
-  work.slot = shares == 1 ? -1 : 0;
+  unit = describe_unit(problem, place.sequence, rows, cluster - place.before, unit_rows);
   return true;
 }
 

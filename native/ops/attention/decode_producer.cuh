@@ -1,106 +1,113 @@
-// Absorbed attention with Hopper's matrix instructions: the warp that finds a CTA's work and brings
-// queries and keys to shared memory.
+// Absorbed attention with Hopper's matrix instructions: the warp that reads a CTA's work and brings
+// keys to shared memory.
 #pragma once
 
 #include "ops/attention/decode_tensor.cuh"
 
 namespace loza::cuda::attention {
 
-struct DecodeMaps {
-  const TensorMap* q;  // [panels, rows x heads, 64], box [panels, kRows, 64]
-  const TensorMap* k;  // [panels, slots, 64], box [1, 64, 64]
+// The tables' entries of the blocks of a run: `count` from `begin` on, a lane each, and the 32 behind
+// them, which are asked for long before they are used.
+struct BlockWindow {
+  int32_t begin, count, entry, ahead;
 };
 
 template <class Traits>
 struct Producer {
   const DecodeProblem& problem;
   DecodeStorage<Traits>& shared;
-  DecodeMaps maps;
+  const TensorMap& map;         // of the cache: [panels, slots, 64], box [1, 64, 64]
   int32_t lane, groups, group;  // group: which of the CTAs that share tiles
   uint16_t sharers;             // these CTAs of the cluster, a bit each
   uint64_t policy;
-  Ring<Traits::kStages> stage;
+  bool whole;
+  TileRing<Traits> ring;
+  BlockWindow window;
+  int32_t shift = 0;  // from a local block to its table entry
   uint32_t work_parity = 1;
+  bool waited = false;  // for the kernels before
 
-  __device__ void hand_out(const Work& work) {
+  __device__ void hand_out(const Work& work, bool last) {
     barrier_wait(&shared.work_empty, work_parity);
     work_parity ^= 1;
     if (lane == 0) {
       shared.work = work;
+      shared.last_work = last;
       barrier_arrive(&shared.work_full);
     }
     __syncwarp();
   }
 
-  __device__ void load_queries(const Unit& unit) {
-    if (lane != 0) return;
-    barrier_arrive_expect(&shared.q_full, sizeof(shared.q));
-    tma_load(shared.q, *maps.q, &shared.q_full, 0, unit.flat, 0, kEvictNormal);
-  }
-
-  // The table's entry for a visible block.
-  __device__ int entry_of(const Unit& unit, int visible) const {
-    if (unit.broken) return -1;
-    const int64_t entry = visible < unit.sinks
-                              ? visible
-                              : int64_t{absolute_block(unit, visible)} -
-                                    problem.first_local[unit.sequence * problem.first_local_step] +
-                                    problem.range.sink_blocks;
+  // The table's entry for a visible block, up to the run's last.
+  __device__ int entry_of(const Work& work, int visible) const {
+    const Unit& unit = work.unit;
+    if (unit.broken || visible > (work.end - 1) / kBlockTiles) return -1;
+    const int entry = visible < unit.sinks ? visible : absolute_block(unit, visible) + shift;
     return problem.block_table[unit.sequence * problem.table_row + entry];
   }
 
-  // The block's first cache row, or -1 where it is not in the cache.
-  __device__ int slot_of(const Unit& unit, int visible, int entry) const {
-    const int64_t slot = int64_t{entry} * kBlockTokens;
-    const int keys =
-        min(kBlockTokens, unit.highest + 1 - absolute_block(unit, visible) * kBlockTokens);
+  // The first cache row of a visible block, or where it is not in the cache a row behind its end.
+  __device__ int slot_of(const Work& work, int visible) {
+    if (visible >= window.begin + window.count) {
+      window.begin += window.count, window.count = kLanes, window.entry = window.ahead;
+      window.ahead = entry_of(work, window.begin + kLanes + lane);
+    }
+    const int64_t slot =
+        int64_t{__shfl_sync(kFullWarp, window.entry, visible - window.begin)} * kBlockTokens;
+    const int keys = min(kBlockTokens,
+                         work.unit.highest + 1 - absolute_block(work.unit, visible) * kBlockTokens);
     return slot >= 0 && slot + keys <= problem.slots ? static_cast<int>(slot) : -1;
   }
 
-  // A tile's panels, divided among the CTAs that share it.
-  __device__ void load_tile(int slot) {
-    auto& full = shared.k_full[stage.index];
-    for (auto& barrier : full)
-      barrier_arrive_expect(&barrier, Traits::kArrivalPanels * Traits::kPanelBytes);
-    for (int panel = group; panel < Traits::kPanels; panel += groups) {
-      uint64_t* barrier = &full[panel / Traits::kArrivalPanels];
-      bf16* to = shared.k[stage.index][panel];
+  // The panels [begin, end) of a tile, divided among the CTAs that share it.
+  __device__ void load_panels(bf16 (*to)[kTileKeys * Traits::kPanel], uint64_t* barrier, int begin,
+                              int end, int slot) {
+    barrier_arrive_expect(barrier, (end - begin) * Traits::kPanelBytes);
+    for (int i = begin + group; i < end; i += groups) {
+      bf16* panel = to[i - begin];
       if (groups == 1)
-        tma_load(to, *maps.k, barrier, 0, slot, panel, policy);
+        tma_load(panel, map, barrier, 0, slot, panel_of(i), policy);
       else
-        tma_load_multicast(to, *maps.k, barrier, 0, slot, panel, sharers, policy);
+        tma_load_multicast(panel, map, barrier, 0, slot, panel_of(i), sharers, policy);
     }
   }
 
-  // `entry`: of the first 32 blocks, one a lane.
-  __device__ void load_keys(const Work& work, int entry) {
-    int first_block = work.first / kBlockTiles;
-    const int last_block = (work.end - 1) / kBlockTiles;
-    for (int tile = work.first; tile < work.end; tile++, stage.advance()) {
-      const int block = tile / kBlockTiles;
-      if (block >= first_block + kLanes) {
-        first_block = block;
-        entry = block + lane <= last_block ? entry_of(work.unit, block + lane) : 0;
-      }
-      const int slot =
-          slot_of(work.unit, block, __shfl_sync(kFullWarp, entry, block - first_block));
-      barrier_wait(&shared.k_empty[stage.index], stage.parity ^ 1);
-      if (lane != 0) continue;
-      if (slot < 0) shared.work.unit.broken = true;
-      // Behind the cache's end there are zeros.
-      load_tile(slot < 0 ? static_cast<int>(problem.slots) : slot + tile % kBlockTiles * kTileKeys);
+  __device__ void load_tile(const Work& work, int tile) {
+    constexpr int kFirst = Traits::kFirstPanels;
+    const int first_row = slot_of(work, tile / kBlockTiles);
+    const int front = ring.front.index, back = ring.back.index;
+    barrier_wait(&shared.front_empty[front], ring.front.parity ^ 1);
+    if (whole) barrier_wait(&shared.back_empty[back], ring.back.parity ^ 1);
+    // Behind the cache's end there are zeros.
+    const int slot = first_row < 0 ? static_cast<int>(problem.slots)
+                                   : first_row + tile % kBlockTiles * kTileKeys;
+    if (lane == 0) {
+      if (first_row < 0) shared.work.unit.broken = true;
+      load_panels(shared.front[front], &shared.front_full[front][0], 0, kFirst, slot);
+      load_panels(shared.front[front] + kFirst, &shared.front_full[front][1], kFirst, kFrontPanels,
+                  slot);
     }
+    barrier_wait(&shared.back_empty[back], ring.back.parity ^ 1);
+    if (lane == 0)
+      load_panels(shared.back[back], &shared.back_full[back], kFrontPanels, Traits::kPanels, slot);
+    ring.advance();
   }
 
-  // The table is asked before any bulk copy, behind which it would have to wait.
-  __device__ void load(const Work& work) {
-    const int block = work.first / kBlockTiles + lane;
-    const bool any = work.first < work.end;
-    const int entry = any && block <= (work.end - 1) / kBlockTiles ? entry_of(work.unit, block) : 0;
-    hand_out(work);
-    if (!any) return;
-    load_queries(work.unit);
-    load_keys(work, entry);
+  // Tiles below `settled` hold no key that this step writes, and may be copied while the kernels
+  // before this one still run. Entries are asked for before any bulk copy, behind which they would
+  // have to wait.
+  __device__ void load(const Work& work, int settled, bool last) {
+    window.ahead = entry_of(work, window.begin + window.count + lane);
+    hand_out(work, last);
+    int tile = work.first;
+    if (!waited) {
+      const int early =
+          min(min(work.end, settled), work.first + min(Traits::kFronts, Traits::kBacks));
+      for (; tile < early; tile++) load_tile(work, tile);
+      wait_for_prerequisites();
+      waited = true;
+    }
+    for (; tile < work.end; tile++) load_tile(work, tile);
   }
 };
 
@@ -111,38 +118,46 @@ __device__ void take_rows(Unit& unit, int group) {
   unit.rows = max(0, min(Traits::kRows, unit.rows - group * Traits::kRows));
 }
 
+// Of the unit's tiles, those of this CTA.
+__device__ inline void take_tiles(Work& work, int share, int shares) {
+  const int tiles = (work.unit.tiles + shares - 1) / shares;
+  work.first = min(work.unit.tiles, share * tiles);
+  work.end = min(work.unit.tiles, work.first + tiles);
+  work.slot = shares == 1 ? -1 : 0;
+}
+
 template <class Traits>
 __device__ void produce(const DecodeProblem& problem, const DecodeLaunch& launch,
-                        DecodeStorage<Traits>& shared, DecodeMaps maps) {
+                        DecodeStorage<Traits>& shared, const TensorMap& map) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes, cta = static_cast<int>(blockIdx.x);
-  const int groups = launch.groups, group = cta % groups, unit_rows = groups * Traits::kRows;
-  const int share = cta / groups % launch.shares;
+  const int groups = launch.groups, group = cta % groups, share = cta / groups % launch.shares;
   const auto sharers = static_cast<uint16_t>(((1 << groups) - 1) << (share * groups));
   const uint64_t policy = launch.read_once ? kEvictFirst : kEvictNormal;
-  Producer<Traits> producer{problem, shared, maps, lane, groups, group, sharers, policy, {}};
-  if (lane == 0) prefetch(*maps.q), prefetch(*maps.k);
-  Work work;
-  if (launch.parts > 0) {
-    Line line(problem, lane, unit_rows, cta / groups, launch.parts);
-    cluster_wait();  // all barriers are ready
-    for (int splits; line.next(problem, work, splits);) {
-      take_rows<Traits>(work.unit, group);
-      producer.load(work);
-      for (int row = lane; work.first == 0 && row < work.unit.rows; row += kLanes)
-        launch.scratch.splits[work.unit.flat + row] = {2 * cta + work.slot, splits, row, groups};
-    }
-  } else {
-    const int cluster = cta / (groups * launch.shares);
-    const bool found =
-        find_share(problem, lane, unit_rows, launch.row_units, cluster, share, launch.shares, work);
-    cluster_wait();
-    if (found) {
-      take_rows<Traits>(work.unit, group);
-      return producer.load(work);
-    }
+  const auto read = [&](int at) {  // the plan is older than the kernels before: they need not end
+    return __ldcg(reinterpret_cast<const int*>(launch.records + at) + lane);
+  };
+  int at = cta / (groups * launch.shares), word = read(at);
+  if (lane == 0) prefetch(map);
+  Producer<Traits> producer{problem, shared, map,          lane, groups, group,
+                            sharers, policy, launch.whole, {},   {}};
+  cluster_wait();  // all barriers are ready
+  for (;;) {
+    Work work = unpack_work(word);
+    if (work.end == kNoMoreWork) return producer.hand_out(work, true);
+    const int settled = __shfl_sync(kFullWarp, word, kSettledWord);
+    const int next = __shfl_sync(kFullWarp, word, kNextWord);
+    producer.shift = __shfl_sync(kFullWarp, word, kShiftWord);
+    const int known = work.first / kBlockTiles;  // the first block whose entry the record has
+    if (launch.parts == 0) take_tiles(work, share, launch.shares);
+    take_rows<Traits>(work.unit, group);
+    const int begin = work.first / kBlockTiles, skip = begin - known;
+    producer.window = {begin, max(0, kRecordBlocks - skip),
+                       __shfl_sync(kFullWarp, word, (kBlocksWord + skip + lane) % kLanes), 0};
+    if (next > at) word = read(next);  // while this work is done
+    producer.load(work, settled, next <= at);
+    if (next <= at) return;
+    at = next;
   }
-  work.end = kNoMoreWork;
-  producer.hand_out(work);
 }
 
 }  // namespace loza::cuda::attention

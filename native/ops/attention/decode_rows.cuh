@@ -118,4 +118,23 @@ inline DecodeProblem describe(const AttentionDecodeParams& params) {
   return problem;
 }
 
+// What a plan needs to know.
+inline DecodeProblem describe(const AttentionPlanParams& params) {
+  DecodeProblem problem{};
+  problem.block_table = params.block_table.as<int32_t>();
+  problem.table_row = params.block_table.stride(0);
+  problem.first_local = params.first_local.as<int32_t>();
+  problem.first_local_step = params.first_local.stride(0);
+  problem.query_starts = params.query_starts.as<int32_t>();
+  problem.starts_step = params.query_starts.stride(0);
+  problem.positions = params.positions.as<int32_t>();
+  problem.positions_step = params.positions.stride(0);
+  problem.rows = static_cast<int32_t>(params.positions.dim(0));
+  problem.heads = params.heads;
+  problem.sequences = static_cast<int32_t>(params.block_table.dim(0));
+  problem.entries = static_cast<int32_t>(params.block_table.dim(1));
+  problem.range = params.range;
+  return problem;
+}
+
 }  // namespace loza::cuda::attention

@@ -17,8 +17,13 @@ struct ScoreState {
 };
 
 template <class Traits>
-__device__ void begin_scores(const DecodeProblem& problem, const Unit& unit,
+__device__ void begin_scores(const DecodeProblem& problem, const TensorMap& q_map, const Unit& unit,
                              DecodeStorage<Traits>& shared, ScoreState<Traits>& state) {
+  // Asked for here, because the producer may still be busy with the first keys.
+  if (threadIdx.x == 0) {
+    barrier_arrive_expect(&shared.q_full, sizeof(shared.q));
+    tma_load(shared.q, q_map, &shared.q_full, 0, unit.flat, 0);
+  }
 #pragma unroll
   for (int r = 0; r < Traits::kScoreRows; r++)
     state.highest[r] = negative_infinity(), state.total[r] = 0;
@@ -34,20 +39,23 @@ __device__ void begin_scores(const DecodeProblem& problem, const Unit& unit,
 }
 
 template <class Traits>
-__device__ void multiply_keys(DecodeStorage<Traits>& shared, Ring<Traits::kStages> stage,
+__device__ void multiply_keys(DecodeStorage<Traits>& shared, const TileRing<Traits>& ring,
                               float (&scores)[Traits::kScores]) {
+  const int front = ring.front.index, back = ring.back.index;
   wgmma_fence();
 #pragma unroll
-  for (int panel = 0; panel < Traits::kPanels; panel++) {
-    if (panel % Traits::kArrivalPanels == 0)
-      barrier_wait(&shared.k_full[stage.index][panel / Traits::kArrivalPanels], stage.parity);
-    const uint64_t q = wgmma_descriptor(shared.q[panel]);
-    const uint64_t k = wgmma_descriptor(shared.k[stage.index][panel]);
+  for (int i = 0; i < Traits::kPanels; i++) {
+    if (i == 0) barrier_wait(&shared.front_full[front][0], ring.front.parity);
+    if (i == Traits::kFirstPanels) barrier_wait(&shared.front_full[front][1], ring.front.parity);
+    if (i == kFrontPanels) barrier_wait(&shared.back_full[back], ring.back.parity);
+    const uint64_t q = wgmma_descriptor(shared.q[panel_of(i)]);
+    const uint64_t k = wgmma_descriptor(i < kFrontPanels ? shared.front[front][i]
+                                                         : shared.back[back][i - kFrontPanels]);
 #pragma unroll
     for (int step = 0; step < Traits::kPanel / 16; step++) {
       const uint64_t a = wgmma_advance(Traits::kSwapped ? k : q, step * 32);
       const uint64_t b = wgmma_advance(Traits::kSwapped ? q : k, step * 32);
-      wgmma_bf16<0, 0>(scores, a, b, panel + step > 0);
+      wgmma_bf16<0, 0>(scores, a, b, i + step > 0);
     }
   }
   wgmma_commit();
@@ -59,7 +67,8 @@ __device__ void multiply_keys(DecodeStorage<Traits>& shared, Ring<Traits::kStage
 // become zeros, because 0 times NaN is not 0.
 template <class Traits>
 __device__ void mask_scores(const Unit& unit, int first_key, DecodeStorage<Traits>& shared,
-                            int stage, const KeyRange& range, ScoreState<Traits>& state) {
+                            const TileRing<Traits>& ring, const KeyRange& range,
+                            ScoreState<Traits>& state) {
 #pragma unroll
   for (int i = 0; i < Traits::kScores; i++) {
     const int half = i / 2 % 2, pair = i % 2, octet = i / 4;
@@ -74,7 +83,9 @@ __device__ void mask_scores(const Unit& unit, int first_key, DecodeStorage<Trait
   constexpr int kChunks = Traits::kLatentPanels * Traits::kPanel / kChunk;
   for (int i = max(0, keys) * kChunks + static_cast<int>(threadIdx.x) % Traits::kScoreThreads;
        i < kTileKeys * kChunks; i += Traits::kScoreThreads) {
-    bf16* panel = shared.k[stage][i % kChunks / 8];
+    const int at = i % kChunks / 8;  // of the latent panels
+    bf16* panel =
+        at < 4 ? shared.front[ring.front.index][1 + at] : shared.back[ring.back.index][at - 4];
     reinterpret_cast<uint4*>(panel)[i / kChunks * 8 + i % 8] = make_uint4(0, 0, 0, 0);
   }
 }
@@ -216,14 +227,15 @@ __device__ void store_shrink(DecodeStorage<Traits>& shared, const ScoreState<Tra
 // From a tile's scores to its numerators in shared memory.
 template <class Traits>
 __device__ __forceinline__ void publish_scores(const DecodeProblem& problem,
-                                               DecodeStorage<Traits>& shared, int tile, int stage,
+                                               DecodeStorage<Traits>& shared, int tile,
+                                               const TileRing<Traits>& ring,
                                                ScoreState<Traits>& state) {
   const Unit& unit = shared.work.unit;
   const int block = absolute_block(unit, tile / kBlockTiles);
   const int first_key = block * kBlockTokens + tile % kBlockTiles * kTileKeys;
   if (first_key + kTileKeys - 1 > unit.lowest ||
       (block >= problem.range.sink_blocks && block < unit.all_local))
-    mask_scores(unit, first_key, shared, stage, problem.range, state);
+    mask_scores(unit, first_key, shared, ring, problem.range, state);
   float best[Traits::kScoreRows], shrink[Traits::kScoreRows];
   find_highest(shared, state, best);
   soften(state, best, problem.scale, shrink);
@@ -237,22 +249,24 @@ __device__ __forceinline__ void publish_scores(const DecodeProblem& problem,
 
 template <class Traits>
 __device__ void make_scores(const DecodeProblem& problem, const DecodeLaunch& launch,
-                            DecodeStorage<Traits>& shared) {
+                            const TensorMap& q_map, DecodeStorage<Traits>& shared) {
   ScoreState<Traits> state;
+  if (threadIdx.x == 0) prefetch(q_map);
   state.warp = static_cast<int>(threadIdx.x) % 128 / kLanes;
   state.lane = static_cast<int>(threadIdx.x) % kLanes;
-  Ring<Traits::kStages> stage;
+  TileRing<Traits> ring;
   for (uint32_t parity = 0;; parity ^= 1) {
     barrier_wait(&shared.work_full, parity);
     const int first = shared.work.first, end = shared.work.end;
+    const bool last = shared.last_work;
     if (end == kNoMoreWork) return;
-    begin_scores(problem, shared.work.unit, shared, state);
-    if (first < end) barrier_wait(&shared.q_full, parity);
-    for (int tile = first; tile < end; tile++, stage.advance()) {
-      multiply_keys(shared, stage, state.scores);
-      publish_scores(problem, shared, tile, stage.index, state);
+    begin_scores(problem, q_map, shared.work.unit, shared, state);
+    barrier_wait(&shared.q_full, parity);
+    for (int tile = first; tile < end; tile++, ring.advance()) {
+      multiply_keys(shared, ring, state.scores);
+      publish_scores(problem, shared, tile, ring, state);
     }
-    if (launch.parts == 0) return;
+    if (last) return;
     warp_arrive_all(&shared.work_empty, state.lane, launch.groups);
   }
 }

@@ -27,26 +27,29 @@ inline int units_at_most(const DecodeProblem& problem, int rows) {
 }
 
 // Forms of a sequence's few tiles, by their clocks on an H100 (2026-11-22).
+constexpr int64_t kTileBytes = 64 * 1152, kCopyRate = 3200;  // bytes a clock from the L2
 struct FormCost {
   int rows, tile, exchange;  // clocks a tile, and to merge the shares
 };
 
 // `resident(ctas)`: how many clusters of so many CTAs the device runs at a time.
 template <class Resident>
-DecodeShape choose_clustered(const DecodeProblem& problem, int pairs, int tiles,
-                             const Resident& resident) {
+DecodeShape choose_clustered(int sequences, int pairs, int tiles, const Resident& resident) {
   constexpr FormCost kForms[] = {
       {64, 2400, 6400}, {56, 2400, 5600}, {32, 2200, 3200}, {16, 2000, 1600}, {8, 1900, 800}};
   DecodeShape best{.rows = 64};
   int64_t least = INT64_MAX;
   for (const FormCost& form : kForms) {
     if (form.rows == 56 && pairs > 56) continue;
-    const int units = units_at_most(problem, form.rows);
+    const int units = sequences * ((pairs + form.rows - 1) / form.rows);  // equal sequences'
     int shares = 1;
-    while (shares < 8 && units <= resident(form.rows, 2 * shares)) shares *= 2;
+    for (const int more : {2, 3, 4, 8})
+      if (units <= resident(form.rows, more)) shares = more;
     const int waves = (units + resident(form.rows, 1) - 1) / resident(form.rows, 1);
-    const int64_t cost = int64_t{waves} * ((tiles + shares - 1) / shares) * form.tile +
-                         (shares > 1 ? form.exchange : 0);
+    const int64_t copies = int64_t{units} * tiles * kTileBytes / kCopyRate;
+    const int64_t cost =
+        std::max(int64_t{waves} * ((tiles + shares - 1) / shares) * form.tile, copies) +
+        (shares > 1 ? form.exchange : 0);
     if (cost >= least) continue;
     least = cost;
     best = {.rows = form.rows, .shares = shares};
@@ -61,11 +64,14 @@ DecodeShape choose_shape(const DecodeProblem& problem, const Resident& resident)
   const int pairs = (problem.rows + sequences - 1) / sequences * problem.heads;
   const auto blocks = static_cast<int>(std::min<int64_t>(
       problem.entries, int64_t{problem.range.sink_blocks} + problem.range.local_blocks));
-  if (blocks <= kFewBlocks) return choose_clustered(problem, pairs, 2 * blocks, resident);
+  if (blocks <= kFewBlocks) return choose_clustered(sequences, pairs, 2 * blocks, resident);
   const int rows = pairs <= 8 ? 8 : pairs <= 16 ? 16 : pairs <= 32 ? 32 : pairs <= 56 ? 56 : 64;
-  constexpr int kMostGroups = 4, kShortBlocks = 80;  // short: little work for all SMs
-  if (rows == 64 && pairs <= 64 && sequences * problem.entries <= kShortBlocks)
-    return {.rows = 16, .groups = 4, .lined_up = true};  // a quarter of the partial results
+  // Little work for all SMs: fewer pairs a CTA leave a half or a quarter of the partial results.
+  constexpr int kMostGroups = 4, kShortBlocks = 80, kMediumBlocks = 512;
+  const int64_t all_blocks = int64_t{sequences} * problem.entries;
+  if (rows == 64 && pairs <= 64 && all_blocks <= kMediumBlocks)
+    return all_blocks <= kShortBlocks ? DecodeShape{.rows = 16, .groups = 4, .lined_up = true}
+                                      : DecodeShape{.rows = 32, .groups = 2, .lined_up = true};
   return {.rows = rows,
           .groups = std::clamp((pairs + rows - 1) / rows, 1, kMostGroups),
           .lined_up = true};
@@ -73,7 +79,11 @@ DecodeShape choose_shape(const DecodeProblem& problem, const Resident& resident)
 
 DecodeShape choose_shape(const DecodeProblem& problem);
 
-// The kernel in one form, whatever choose_shape says.
-void launch_shape(const DecodeProblem& problem, const DecodeShape& shape, CudaStream& stream);
+// The kernels in one form, whatever choose_shape says. `plan` is what launch_plan wrote for the same
+// form and tables, or null: then the call makes its own.
+void launch_shape(const DecodeProblem& problem, const DecodeShape& shape, void* plan,
+                  CudaStream& stream);
+void launch_plan(const DecodeProblem& problem, const DecodeShape& shape, void* plan,
+                 CudaStream& stream);
 
 }  // namespace loza::cuda::attention

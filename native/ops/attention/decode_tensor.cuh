@@ -1,8 +1,8 @@
 // Absorbed attention with Hopper's matrix instructions: latent 512, rope 64, bf16 cache.
 //
 // A CTA has three warpgroups and a warp that copies:
-//   producer  finds the CTA's work (decode_plan.cuh) and brings queries and tiles of 64 keys to shared
-//             memory with bulk tensor copies, ahead of the others by as many tiles as fit;
+//   producer  reads the CTA's work from the plan (decode_records.cuh) and brings queries and tiles of 64
+//             keys to shared memory with bulk tensor copies, ahead of the others by what fits;
 //   scores    q k^T of a tile, mask, online softmax; writes the numerators p and by how much the
 //             sums so far shrink;
 //   values    two warpgroups, 256 latent columns each: sums += p k[:, :512] in registers, while the
@@ -13,20 +13,31 @@
 
 #include "cuda/tma.cuh"
 #include "cuda/wgmma.cuh"
-#include "ops/attention/decode_plan.cuh"
+#include "ops/attention/decode_records.cuh"
 
 namespace loza::cuda::attention {
 
-template <int kRows_, bool kSwapped_, int kStages_>
+// A tile is copied and given back in two parts, each in a ring of its own. The front: the rope panel
+// and the first half of either values warpgroup's columns; the back: their second half. So the front
+// is on its way again while the values of the back are summed up.
+constexpr int kFrontPanels = 5, kBackPanels = 4;
+// The panel (64 columns of a cache row) that is i-th in a tile: 8, 0, 1, 4, 5 | 2, 3, 6, 7.
+__host__ __device__ constexpr int panel_of(int i) {
+  if (i == 0) return kFrontPanels + kBackPanels - 1;
+  const bool back = i >= kFrontPanels;
+  const int of_part = back ? i - kFrontPanels : i - 1;
+  return (back ? 2 : 0) + of_part % 2 + of_part / 2 * 4;
+}
+
+template <int kRows_, bool kSwapped_, int kFronts_, int kBacks_>
 struct DecodeTraits {
   static constexpr int kRows = kRows_;  // pairs of query and head
   static constexpr bool kSwapped = kSwapped_;
-  static constexpr int kStages = kStages_;
+  static constexpr int kFronts = kFronts_, kBacks = kBacks_;  // parts of tiles in shared memory
   static constexpr int kWidth = 576, kLatent = 512;
   static constexpr int kPanel = 64;  // columns of 128 bytes, which the copies permute
   static constexpr int kPanels = kWidth / kPanel, kLatentPanels = kLatent / kPanel;
-  static constexpr int kArrivals = 3;  // barriers of a tile, so that scores can begin early
-  static constexpr int kArrivalPanels = kPanels / kArrivals;
+  static constexpr int kFirstPanels = 3;  // of a front: they arrive first, and scores begin
   static constexpr int kPanelBytes = kTileKeys * kPanel * 2;
   static constexpr int kScores = kRows * kTileKeys / 128;      // of a thread
   static constexpr int kScoreRows = kSwapped ? kRows / 4 : 2;  // rows that a thread has scores of
@@ -44,7 +55,10 @@ enum DecodeBarrier : uint32_t { kScoresBarrier = 1, kValuesBarrier = 2, kMergeBa
 template <class Traits>
 struct DecodeStorage {
   union {
-    alignas(1024) bf16 k[Traits::kStages][Traits::kPanels][kTileKeys * Traits::kPanel];
+    struct {
+      alignas(1024) bf16 front[Traits::kFronts][kFrontPanels][kTileKeys * Traits::kPanel];
+      bf16 back[Traits::kBacks][kBackPanels][kTileKeys * Traits::kPanel];
+    };
     float sums[Traits::kRows * Traits::kSumsRow];  // at the end of the CTA's work
     bf16 results[Traits::kRows * Traits::kResultsRow];
   };
@@ -55,23 +69,25 @@ struct DecodeStorage {
   float highest[Traits::kRows], total[Traits::kRows];  // of the work's end
   int32_t limit[Traits::kRows], local[Traits::kRows];  // last and first local position a row sees
   Work work;
-  uint64_t k_full[Traits::kStages][Traits::kArrivals], k_empty[Traits::kStages];
+  bool last_work;
+  uint64_t front_full[Traits::kFronts][2], front_empty[Traits::kFronts];
+  uint64_t back_full[Traits::kBacks], back_empty[Traits::kBacks];
   uint64_t q_full, p_full, p_empty, work_full, work_empty;
 };
 
 struct DecodeScratch {
-  float* sums;     // [2 CTAs, kRows, latent]
-  float* stats;    // [2 CTAs, kRows, 2]: highest score in powers of two, total
-  Splits* splits;  // [rows, heads]
+  float* sums;   // [2 CTAs, kRows, latent]
+  float* stats;  // [2 CTAs, kRows, 2]: highest score in powers of two, total
 };
 
 struct DecodeLaunch {
+  const Record* records;
   DecodeScratch scratch;
-  int32_t parts;      // lined up: clusters; 0: clustered
-  int32_t groups;     // CTAs that share tiles
-  int32_t shares;     // clustered: of a unit
-  int32_t row_units;  // units of a row, 0 where a unit may have several rows
-  bool read_once;     // no other unit reads the same keys
+  int32_t parts;   // lined up: clusters; 0: clustered
+  int32_t groups;  // CTAs that share tiles
+  int32_t shares;  // clustered: of a unit
+  bool read_once;  // no other unit reads the same keys
+  bool whole;      // both parts of a tile at a time, as they lie together in memory
 };
 
 // Counts uses of a ring of buffers: which one, and the parity of its barriers' phase.
@@ -85,10 +101,21 @@ struct Ring {
 };
 
 template <class Traits>
+struct TileRing {
+  Ring<Traits::kFronts> front;
+  Ring<Traits::kBacks> back;
+  __device__ void advance() { front.advance(), back.advance(); }
+};
+
+template <class Traits>
 __device__ void init_barriers(DecodeStorage<Traits>& shared, int groups) {
-  for (int s = 0; s < Traits::kStages; s++) {
-    for (auto& barrier : shared.k_full[s]) barrier_init(&barrier, 1);
-    barrier_init(&shared.k_empty[s], 8 * groups);
+  for (int s = 0; s < Traits::kFronts; s++) {
+    for (auto& barrier : shared.front_full[s]) barrier_init(&barrier, 1);
+    barrier_init(&shared.front_empty[s], 8 * groups);
+  }
+  for (int s = 0; s < Traits::kBacks; s++) {
+    barrier_init(&shared.back_full[s], 1);
+    barrier_init(&shared.back_empty[s], 8 * groups);
   }
   barrier_init(&shared.q_full, 1);
   barrier_init(&shared.p_full, 4);
@@ -104,7 +131,18 @@ __device__ __forceinline__ void warp_arrive(uint64_t* barrier, int lane) {
   if (lane == 0) barrier_arrive(barrier);
 }
 
-// The same at the barrier of each CTA that shares tiles with this one.
+// The warp has read a part of a tile: one arrival at each CTA that shares tiles with this one. Nothing
+// was written that others read, so that it need not wait for writes.
+__device__ __forceinline__ void warp_give_back(uint64_t* barrier, int lane, int groups) {
+  __syncwarp();
+  if (groups == 1) {
+    if (lane == 0) barrier_arrive(barrier);
+  } else if (lane < groups) {
+    barrier_signal_remote(barrier, cluster_rank() / groups * groups + lane);
+  }
+}
+
+// All of the warp's accesses so far, writes too.
 __device__ __forceinline__ void warp_arrive_all(uint64_t* barrier, int lane, int groups) {
   __syncwarp();
   if (groups == 1) {

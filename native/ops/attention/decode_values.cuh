@@ -29,18 +29,20 @@ __device__ void shrink_sums(const DecodeStorage<Traits>& shared, ValueState<Trai
       chain[i] *= shrink[Traits::kSwapped ? i / 4 * 2 + i % 2 : i / 2 % 2];
 }
 
-// sums (+)= p k, or its transpose k^T p^T, over a tile.
+// sums (+)= p k, or its transpose k^T p^T, over a tile, whose parts are given back one by one.
 template <class Traits>
-__device__ void multiply_values(const DecodeStorage<Traits>& shared, int stage, bool accumulate,
-                                ValueState<Traits>& state) {
-  constexpr int kGroupPanels = Traits::kLatentPanels / 2;
-  const bf16* k = shared.k[stage][state.group * kGroupPanels];
+__device__ void multiply_values(DecodeStorage<Traits>& shared, const TileRing<Traits>& ring,
+                                bool accumulate, int groups, ValueState<Traits>& state) {
+  constexpr int kHalf = Traits::kChains / 2;
+  const bf16* front = shared.front[ring.front.index][1 + 2 * state.group];
+  const bf16* back = shared.back[ring.back.index][2 * state.group];
   const uint64_t p = wgmma_descriptor(shared.p);
   wgmma_fence();
 #pragma unroll
   for (int chain = 0; chain < Traits::kChains; chain++) {
-    const uint64_t v =
-        wgmma_descriptor(k + chain * kTileKeys * Traits::kChainColumns, Traits::kPanelBytes);
+    const bf16* k = chain < kHalf ? front : back;
+    const uint64_t v = wgmma_descriptor(k + chain % kHalf * kTileKeys * Traits::kChainColumns,
+                                        Traits::kPanelBytes);
 #pragma unroll
     for (int step = 0; step < kTileKeys / 16; step++) {
       const uint64_t own_p = wgmma_advance(p, step * 32), own_v = wgmma_advance(v, step * 2048);
@@ -49,11 +51,15 @@ __device__ void multiply_values(const DecodeStorage<Traits>& shared, int stage, 
       else
         wgmma_bf16<0, 1>(state.sums[chain], own_p, own_v, accumulate || step > 0);
     }
+    if (chain % kHalf == kHalf - 1) wgmma_commit();
   }
-  wgmma_commit();
+  wgmma_wait<1>();
+  warp_give_back(&shared.front_empty[ring.front.index], state.lane, groups);
   wgmma_wait<0>();
 #pragma unroll
   for (auto& chain : state.sums) wgmma_pin(chain);
+  warp_arrive(&shared.p_empty, state.lane);
+  warp_give_back(&shared.back_empty[ring.back.index], state.lane, groups);
 }
 
 // store(index, row, column, left, right) for all pairs of neighbouring columns that the thread has.
@@ -158,19 +164,20 @@ __device__ void sum_values(const DecodeProblem& problem, const DecodeLaunch& lau
   state.group = static_cast<int>(threadIdx.x) / 128 - 1;
   state.warp = static_cast<int>(threadIdx.x) % 128 / kLanes;
   state.lane = static_cast<int>(threadIdx.x) % kLanes;
-  Ring<Traits::kStages> stage;
+  TileRing<Traits> ring;
   uint32_t work_parity = 0, p_parity = 0;
   for (;; work_parity ^= 1) {
     barrier_wait(&shared.work_full, work_parity);
     const int first = shared.work.first, end = shared.work.end;
+    const bool last = shared.last_work;
     if (end == kNoMoreWork) return;
-    for (int tile = first; tile < end; tile++, stage.advance()) {
-      for (auto& barrier : shared.k_full[stage.index]) barrier_wait(&barrier, stage.parity);
+    for (int tile = first; tile < end; tile++, ring.advance()) {
+      for (auto& barrier : shared.front_full[ring.front.index])
+        barrier_wait(&barrier, ring.front.parity);
+      barrier_wait(&shared.back_full[ring.back.index], ring.back.parity);
       barrier_wait(&shared.p_full, p_parity), p_parity ^= 1;
       if (tile > first) shrink_sums(shared, state);
-      multiply_values(shared, stage.index, tile > first, state);
-      warp_arrive(&shared.p_empty, state.lane);
-      warp_arrive_all(&shared.k_empty[stage.index], state.lane, launch.groups);
+      multiply_values(shared, ring, tile > first, launch.groups, state);
     }
     if (shared.work.slot < 0 && first < end)
       stage_results(shared, state);
@@ -178,7 +185,7 @@ __device__ void sum_values(const DecodeProblem& problem, const DecodeLaunch& lau
       stage_sums(shared, state);
     if (first < end && (launch.parts > 0 || shared.work.slot < 0))
       store_staged(problem, launch.scratch, shared);
-    if (launch.parts == 0) return;
+    if (last) return;
     warp_arrive_all(&shared.work_empty, state.lane, launch.groups);
   }
 }
@@ -198,15 +205,17 @@ __device__ __forceinline__ float4 load_remote4(uint32_t address) {
   return v;
 }
 
+// Rows that a CTA merges.
+template <class Traits, int kShares>
+inline constexpr int kOwnRows = (Traits::kRows + kShares - 1) / kShares;
+
 // How much each share of the unit weighs in rows of this CTA, [own rows, kShares]; negative where a
 // row saw nothing.
 template <class Traits, int kShares>
 __device__ void weigh_shares(const DecodeProblem& problem, DecodeStorage<Traits>& shared,
                              int first_cta, int groups, int first_row, float* weights) {
-  constexpr int kOwnRows = Traits::kRows / kShares;
-  const int thread = static_cast<int>(threadIdx.x);
-  if (thread >= kOwnRows) return;
-  const int row = first_row + thread;
+  const int thread = static_cast<int>(threadIdx.x), row = first_row + thread;
+  if (thread >= kOwnRows<Traits, kShares> || row >= Traits::kRows) return;
   float highest[kShares], total[kShares], best = negative_infinity(), sum = 0;
 #pragma unroll
   for (int c = 0; c < kShares; c++) {
@@ -233,18 +242,19 @@ __device__ void weigh_shares(const DecodeProblem& problem, DecodeStorage<Traits>
 template <class Traits, int kShares>
 __device__ void merge_shares(const DecodeProblem& problem, int groups,
                              DecodeStorage<Traits>& shared) {
-  constexpr int kOwnRows = Traits::kRows / kShares;
   cluster_arrive();
   cluster_wait();
   const int rank = static_cast<int>(cluster_rank()), first_cta = rank % groups;
-  const int first_row = rank / groups * kOwnRows;
+  const int first_row = rank / groups * kOwnRows<Traits, kShares>;
+  const int own_rows = min(kOwnRows<Traits, kShares>, Traits::kRows - first_row);
   float* weights = reinterpret_cast<float*>(shared.p);
   weigh_shares<Traits, kShares>(problem, shared, first_cta, groups, first_row, weights);
   named_barrier_sync(kMergeBarrier, Traits::kMergeThreads);
   const int column = static_cast<int>(threadIdx.x) % 128 * 4;
   const int64_t flat = shared.work.unit.flat;
-#pragma unroll 2
-  for (int row = static_cast<int>(threadIdx.x) / 128; row < kOwnRows; row += 3) {
+  constexpr int kAtATime = kShares <= 3 && kOwnRows<Traits, kShares> >= 12 ? 4 : 2;
+#pragma unroll kAtATime
+  for (int row = static_cast<int>(threadIdx.x) / 128; row < own_rows; row += 3) {
     const uint32_t from =
         shared_address(shared.sums + (first_row + row) * Traits::kSumsRow + column);
     float4 own[kShares], sum = make_float4(0, 0, 0, 0);
@@ -270,6 +280,8 @@ __device__ void merge_cluster(const DecodeProblem& problem, const DecodeLaunch& 
   switch (launch.shares) {
     case 2:
       return merge_shares<Traits, 2>(problem, launch.groups, shared);
+    case 3:
+      return merge_shares<Traits, 3>(problem, launch.groups, shared);
     case 4:
       return merge_shares<Traits, 4>(problem, launch.groups, shared);
     case 8:

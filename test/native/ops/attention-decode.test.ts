@@ -164,6 +164,53 @@ forEachDevice('attention_decode', (lab) => {
     }
   });
 
+  const longcat = { ...base, latent: 512, rope: 64, cache: 'bf16' } as const;
+  const together = [1700, 300, 129].map((length) => ({ length, queries: 1 }));
+  const plans: [string, DecodeCase][] = [
+    ['all keys in a line', { ...longcat, heads: 8, sequences: together, range: fullRange }],
+    ['clusters', { ...longcat, heads: 20, sequences: together, range: zigzag, shortTable: true }],
+  ];
+
+  test.each(plans)('%s: with a plan of the step the bits of a call alone', async (_, c) => {
+    const inputs = decodeInputs(c, new Random('plan'), lab.activation);
+    const planned = await decode(lab, c, inputs);
+    const results = await lab.run((ops) => {
+      const { q, cache, table, first, starts, positions } = lab.uploadAll(inputs);
+      const view = { blockTable: table, firstLocal: first };
+      const { latent, range } = c;
+      const out = ops.attentionDecode(
+        ...([q, cache, latent, view, starts, positions, decodeScale, range] as const),
+      );
+      return { out };
+    });
+    compareBits('without', results['out']!, planned, [together.length, c.heads, c.latent]);
+  });
+
+  test.each(plans)('%s: the same plan, the same bits whatever the others hold', async (name, c) => {
+    const inputs = decodeInputs(c, new Random('others'), lab.activation);
+    const own = c.heads * c.latent;
+    const all = await decode(lab, c, inputs);
+    const width = c.heads * (c.latent + c.rope);
+    for (const b of together.keys()) {
+      const q = inputs.q.values.slice().fill(NaN, 0, b * width);
+      q.fill(NaN, (b + 1) * width);
+      const positions = Int32Array.from(inputs.positions.values);
+      if (name === 'clusters') positions.fill(-1, 0, b).fill(-1, b + 1); // alone, in the same call
+      const copy = {
+        ...inputs,
+        q: host(lab.activation, inputs.q.shape, q),
+        positions: host('i32', inputs.positions.shape, positions),
+      };
+      const out = await decode(lab, c, copy);
+      compareBits(
+        `sequence ${b}`,
+        out.subarray(b * own, (b + 1) * own),
+        all.subarray(b * own, (b + 1) * own),
+        [1, c.heads, c.latent],
+      );
+    }
+  });
+
   test('scores far apart do not overflow', async () => {
     const c: DecodeCase = { ...base, sequences: [{ length: 700, queries: 1 }], range: fullRange };
     const inputs = decodeInputs(c, new Random('large'), lab.activation);
