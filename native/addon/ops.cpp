@@ -27,7 +27,8 @@ void read(Arguments& a, AttentionDecodeParams& p) {
   p.softmax_scale = a.number(), p.range = a.key_range();
 }
 void read(Arguments& a, AttentionPlanParams& p) {
-  p.plan = a.tensor(), p.block_table = a.tensor(), p.first_local = a.tensor();
+  p.plan = a.tensor(), p.cache = a.tensor();
+  p.block_table = a.tensor(), p.first_local = a.tensor();
   p.query_starts = a.tensor(), p.positions = a.tensor();
   p.heads = a.integer(), p.range = a.key_range();
 }

@@ -29,7 +29,7 @@ struct AttentionPrefillParams {
 };
 
 // A plan of decode attention: who does what, made once a step for all calls that share tables,
-// positions, heads and range. Until the calls that use it only the rows of the step's own positions may
+// positions, heads, range and type of cache. Until the calls that use it only the rows of the step's own positions may
 // be written in the cache: a call reads the others before the operations right before it have ended.
 inline constexpr int64_t kRecordInts = 32, kSplitsInts = 4;  // of the parts of a plan
 inline constexpr int64_t kMostParts = 256;                   // into which all keys are divided
@@ -43,6 +43,7 @@ inline int64_t plan_ints(int64_t rows, int64_t heads, int64_t sequences) {
 
 struct AttentionPlanParams {
   Tensor plan;          // i32 [plan_ints or more]
+  Tensor cache;         // any of the type of the calls' caches: they divide work differently
   Tensor block_table;   // i32 [sequences, entries]
   Tensor first_local;   // i32 [sequences]
   Tensor query_starts;  // i32 [sequences + 1]
@@ -70,7 +71,8 @@ struct AttentionDecodeParams {
   Tensor first_local;   // i32 [sequences]
   Tensor query_starts;  // i32 [sequences + 1]
   Tensor positions;     // i32 [rows]
-  Tensor plan;  // i32, optional: what AttentionPlan made for the same tables, heads and range
+  Tensor plan;  // i32, optional: what AttentionPlan made for the same tables, heads, range and
+                // type of cache
   float softmax_scale = 1;
   KeyRange range;
 

@@ -136,6 +136,7 @@ void launch(const AttentionDecodeParams& params, CudaStream& stream) {
 
 void launch(const AttentionPlanParams& params, CudaStream& stream) {
   if (params.positions.elements() == 0) return;
+  if (params.cache.dtype == DType::kF8E4M3) return attention::launch_quantised(params, stream);
   const attention::DecodeProblem problem = attention::describe(params);
   attention::launch_plan(problem, attention::choose_shape(problem), params.plan.data, stream);
 }

@@ -15,9 +15,15 @@ struct PanelTiles {
   const TensorMap& map;
   CopyShare copies;
   TileRing<Traits> ring;
+  bool queries_came = false;
 
   __device__ void prefetch_maps() const { prefetch(map); }
-  __device__ void load_queries(const Unit&) {}  // by those who make scores
+
+  // Loaded by those who make scores. The first must not queue up behind more keys.
+  __device__ void load_queries(const Unit&) {
+    if (!queries_came) barrier_wait(&shared.q_full, 0);
+    queries_came = true;
+  }
 
   // The panels [begin, end) of a tile, divided among the CTAs that share it.
   __device__ void load_panels(bf16 (*to)[kTileKeys * Traits::kPanel], uint64_t* barrier, int begin,

@@ -97,7 +97,6 @@ struct Producer {
       const int early = min(min(work.end, settled), work.first + Tiles::kAhead);
       for (; tile < early; tile++) load_tile(work, tile);
       wait_for_prerequisites();
-      barrier_wait(&shared.q_full, 0);  // queries must not queue up behind more keys
       waited = true;
     }
     if (work.first < work.end) tiles.load_queries(work.unit);
