@@ -1,6 +1,6 @@
 import { fromNative, type NativeOperation, type NativeStream } from './binding';
 import type { Arena, Stream } from './device';
-import type { Tensor } from './tensor';
+import type { DType, Tensor } from './tensor';
 
 /** A matrix [n, k], or a stack of them [experts, n, k]; f8e4m3 ones come with their block scales. */
 export interface Weight {
@@ -35,7 +35,13 @@ export interface BlockView {
   blockTable: Tensor; // i32 [sequences, entries]
   firstLocal: Tensor; // i32 [sequences]
   /** From attentionPlan, once a step; a call without it plans for itself, which takes longer. */
-  plan?: Tensor;
+  plan?: AttentionPlan;
+}
+
+/** Who does what in decode attention, over caches of one type. */
+export interface AttentionPlan {
+  memory: Tensor;
+  cacheType: DType;
 }
 
 export interface RouterOptions {
@@ -305,24 +311,25 @@ export class Ops {
   }
 
   /**
-   * Who does what in all attentionDecode calls of a step that share these tensors. Until those calls
-   * only rows of `positions` may be written in the cache.
+   * Who does what in all attentionDecode calls of a step that share these tensors and have caches of
+   * the type of `cache`. Until those calls only rows of `positions` may be written in them.
    */
   attentionPlan(
+    cache: Tensor,
     view: BlockView,
     queryStarts: Tensor,
     positions: Tensor,
     heads: number,
     range: KeyRange,
-  ): Tensor {
+  ): AttentionPlan {
     const { blockTable, firstLocal } = view;
     const rows = positions.dim(0);
     // plan_ints in native/ops/attention/attention.h
     const records = 513 + blockTable.dim(0) + Math.floor((rows * heads) / 8);
-    const plan = this.integers(records * 32 + rows * heads * 4);
+    const memory = this.integers(records * 32 + rows * heads * 4);
     const tables = [blockTable, firstLocal, queryStarts, positions] as const;
-    this.run.AttentionPlan(plan, ...tables, heads, range.sinkBlocks, range.localBlocks);
-    return plan;
+    this.run.AttentionPlan(memory, cache, ...tables, heads, range.sinkBlocks, range.localBlocks);
+    return { memory, cacheType: cache.dtype };
   }
 
   /**
@@ -350,7 +357,7 @@ export class Ops {
       view.firstLocal,
       queryStarts,
       positions,
-      view.plan,
+      view.plan?.cacheType === cache.dtype ? view.plan.memory : undefined,
       softmaxScale,
       range.sinkBlocks,
       range.localBlocks,

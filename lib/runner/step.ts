@@ -73,11 +73,11 @@ export function makeStep(ops: Ops, tensors: StepTensors, angles: RopeAngles): St
   const { rows, absorbedRows, tokens, positions, queryStarts, groups } = tensors;
   const absorbedPositions = absorbedRows === rows ? positions : positions.slice(0, 0, absorbedRows);
   const attentions: StepAttention[] = [];
-  const views: { blocks: BlockView; range: KeyRange }[] = [];
+  const views: Pick<StepAttention, 'cache' | 'blocks' | 'range'>[] = [];
   for (const { group, blocks: tables, ...rest } of groups) {
     const { range } = group;
     const blocks = { ...tables };
-    views.push({ blocks, range });
+    views.push({ cache: group.cache(0), blocks, range });
     group.attentions.forEach((attention, n) => {
       attentions[attention] = { cache: group.cache(n), range, blocks, ...rest };
     });
@@ -94,8 +94,15 @@ export function makeStep(ops: Ops, tensors: StepTensors, angles: RopeAngles): St
     attention: (index) => attentions[index] as StepAttention,
     planAttention: (heads) => {
       if (absorbedRows === 0) return;
-      for (const { blocks, range } of views)
-        blocks.plan = ops.attentionPlan(blocks, queryStarts, absorbedPositions, heads, range);
+      for (const { cache, blocks, range } of views)
+        blocks.plan = ops.attentionPlan(
+          cache,
+          blocks,
+          queryStarts,
+          absorbedPositions,
+          heads,
+          range,
+        );
     },
   };
 }

@@ -106,7 +106,7 @@ function prepare(row: DecodeRow, bench: Workbench): Prepared {
     bench.activations(poolRows, width),
   );
   const tables = { blockTable, firstLocal };
-  const plan = ops.attentionPlan(tables, queryStarts, positions, heads, range); // once a step
+  const plan = ops.attentionPlan(caches[0]!, tables, queryStarts, positions, heads, range); // once a step
   const view = { ...tables, plan };
   const scale = 192 ** -0.5;
   return {

@@ -380,8 +380,9 @@ export const attentionDecode = defineCases({
   run: (ops, { q, cache, table, first, starts, positions }, c) => {
     const { latent, range, heads } = c;
     const tables = { blockTable: table, firstLocal: first };
-    const view = { ...tables, plan: ops.attentionPlan(tables, starts, positions, heads, range) };
     const rows = c.cache === 'fp8' ? asLatentCache(cache, c) : cache;
+    const plan = ops.attentionPlan(rows, tables, starts, positions, heads, range);
+    const view = { ...tables, plan };
     const lse = ops.float(q.dim(0), heads);
     return {
       out: ops.attentionDecode(q, rows, latent, view, starts, positions, decodeScale, range, lse),
