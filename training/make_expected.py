@@ -19,9 +19,9 @@ from transformers import LongcatFlashForCausalLM
 BLOCK = 128
 
 
-def streaming_mask(length, sink, local):
-    """0 where a query sees a key, else the lowest number: [1, 1, length, length]."""
-    t, j = torch.arange(length)[:, None], torch.arange(length)[None]
+def streaming_mask(first, end, sink, local):
+    """0 where the queries first..end-1 see a key, else the lowest number: [1, 1, end - first, end]."""
+    t, j = torch.arange(first, end)[:, None], torch.arange(end)[None]
     seen = (j <= t) & ((j // BLOCK < sink) | (j // BLOCK > t // BLOCK - local))
     return torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None]
 
@@ -29,9 +29,10 @@ def streaming_mask(length, sink, local):
 def stream(module, sink, local):
     full = module.forward
 
-    def forward(hidden_states, *args, attention_mask=None, **kwargs):
-        mask = streaming_mask(hidden_states.shape[1], sink, local)
-        return full(hidden_states, *args, attention_mask=mask, **kwargs)
+    def forward(hidden_states, *args, attention_mask=None, past_key_values=None, **kwargs):
+        first = past_key_values.get_seq_length(module.layer_idx)
+        mask = streaming_mask(first, first + hidden_states.shape[1], sink, local)
+        return full(hidden_states, *args, attention_mask=mask, past_key_values=past_key_values, **kwargs)
 
     module.forward = forward
 
@@ -60,14 +61,16 @@ def main(folder, prompts):
     tensors, report = {}, {}
     for name, wanted in json.loads(Path(prompts).read_text()).items():
         ids = tokenizer.encode(wanted['prompt']).ids
-        logits = model(torch.tensor([ids]), use_cache=False).logits[0]
+        output = model(torch.tensor([ids]), use_cache=True)
+        logits = output.logits[0]
         positions = [p % len(ids) for p in wanted['positions']]
         tokens, margins, next_logits = [], [], logits[-1]
         for _ in range(wanted['greedy']):
             best = next_logits.topk(2)
             tokens.append(int(best.indices[0]))
             margins.append(round(float(best.values[0] - best.values[1]), 3))
-            next_logits = model(torch.tensor([ids + tokens]), use_cache=False).logits[0, -1]
+            output = model(torch.tensor([tokens[-1:]]), past_key_values=output.past_key_values, use_cache=True)
+            next_logits = output.logits[0, -1]
         tensors[f'{name}.input_ids'] = torch.tensor(ids, dtype=torch.int32)
         tensors[f'{name}.positions'] = torch.tensor(positions, dtype=torch.int32)
         tensors[f'{name}.logits'] = logits[positions].contiguous()
