@@ -206,7 +206,7 @@ const workOf: Partial<Record<NativeOperation, CallWork>> = {
     const [sinkBlocks, localBlocks] = args.slice(-2) as [number, number];
     const range = { sinkBlocks, localBlocks };
     const [rows, heads, latent] = [q.dim(0), q.dim(1), out.dim(2)];
-    const cache = args[3] as Tensor;
+    const cache = args[args.indexOf(q) + 1] as Tensor;
     return decodeWork({
       ...{ rows, heads, latent, rope: q.dim(2) - latent },
       keys: (rows / count) * keysSeen(position, position + count - 1, range),

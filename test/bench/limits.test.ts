@@ -94,8 +94,9 @@ describe('calls of a step', () => {
   });
 
   test('decode attention reads what the range shows', () => {
-    const args = (locals: number) => [
-      ...[tensor('bf16', 2, 64, 512), tensor('bf16', 2, 64, 576), tensor('bf16', 99999, 576)],
+    const bf16 = tensor('bf16', 99999, 576);
+    const args = (locals: number, cache = bf16) => [
+      ...[tensor('bf16', 2, 64, 512), tensor('bf16', 2, 64, 576), cache],
       ...[tensor('i32', 2, 8), tensor('i32', 2), tensor('i32', 3), tensor('i32', 2)],
       ...[0.07, 1, locals],
     ];
@@ -106,6 +107,8 @@ describe('calls of a step', () => {
     const full = callWork('AttentionDecode', args(2 ** 31 - 1), facts);
     expect(full.bytes).toBe(2 * 8192 * 1152 + moved);
     expect(full.flops).toBe(2 * 2 * 64 * 8192 * (576 + 512));
+    const fp8 = callWork('AttentionDecode', args(7, tensor('f8e4m3', 99999, 644)), facts);
+    expect(fp8.bytes).toBe(2 * 1024 * 644 + moved);
   });
 
   test('rounds of prefill attention sum up to all pairs', () => {

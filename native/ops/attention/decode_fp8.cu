@@ -14,9 +14,9 @@
 #include "cuda/cuda_stream.h"
 #include "cuda/launch.h"
 #include "ops/attention/decode_fp8_load.cuh"
+#include "ops/attention/decode_fp8_merge.cuh"
 #include "ops/attention/decode_fp8_scores.cuh"
 #include "ops/attention/decode_fp8_values.cuh"
-#include "ops/attention/decode_merge.cuh"
 #include "ops/attention/decode_shape.h"
 
 namespace loza::cuda::attention {
@@ -26,7 +26,7 @@ namespace {
 template <class Traits>
 __global__ void __launch_bounds__(Traits::kThreads, 1)
     decode_fp8_kernel(const __grid_constant__ DecodeProblem problem,
-                      const __grid_constant__ DecodeLaunch launch,
+                      const __grid_constant__ Fp8Launch launch,
                       const __grid_constant__ TensorMap q_map,
                       const __grid_constant__ TensorMap code_map,
                       const __grid_constant__ TensorMap rope_map,
@@ -50,15 +50,15 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   }
   if (warp >= 4) {
     claim_registers<176>();
-    store_nothing<Traits>(problem, launch, warp - 4);
+    store_fp8_nothing<Traits>(problem, launch, warp - 4);
     cluster_wait();
     sum_fp8_values(problem, launch, shared);
-    merge_cluster(problem, launch, shared);
+    merge_fp8_cluster(problem, launch, shared);
   } else {
     release_registers<120>();
     cluster_wait();
     make_fp8_scores(problem, launch, shared);
-    merge_cluster(problem, launch, shared);
+    merge_fp8_cluster(problem, launch, shared);
   }
   // Until the others of the cluster no longer need this CTA's shared memory.
   cluster_arrive_relaxed();
@@ -133,12 +133,13 @@ void launch_codes(const DecodeProblem& problem, const DecodeShape& shape, CudaSt
   prepare<Traits>();
   const int pairs = problem.rows * problem.heads, cluster_ctas = shape.groups * shape.shares;
   const int unit_rows = Traits::kRows * shape.groups;
-  DecodeLaunch launch{.groups = shape.groups, .shares = shape.shares};
+  Fp8Launch launch{};
+  launch.groups = shape.groups, launch.shares = shape.shares;
   launch.row_units = problem.heads % unit_rows == 0 ? problem.heads / unit_rows : 0;
   launch.read_once = pairs <= std::min(problem.sequences, problem.rows) * unit_rows;
   if (shape.lined_up) {
     launch.parts = resident_clusters<Traits>(cluster_ctas);
-    launch.scratch = take_scratch<Traits>(stream, launch.parts * cluster_ctas, pairs);
+    take_fp8_scratch<Traits>(stream, launch.parts * cluster_ctas, pairs, launch);
   }
   const int clusters = shape.lined_up ? launch.parts : units_at_most(problem, unit_rows);
   const Grid grid{dim3(static_cast<unsigned>(clusters * cluster_ctas)), dim3(Traits::kThreads),
@@ -148,7 +149,7 @@ void launch_codes(const DecodeProblem& problem, const DecodeShape& shape, CudaSt
                 map_lines<Traits>(problem, DType::kBF16, kTileKeys, Swizzle::k128Bytes),
                 map_lines<Traits>(problem, DType::kF32, 2, Swizzle::kNone));
   if (shape.lined_up)
-    launch_merge<Traits>(problem, launch.scratch, clusters * cluster_ctas, stream.handle());
+    launch_fp8_merge<Traits>(problem, launch, clusters * cluster_ctas, stream.handle());
 }
 
 // run(Traits{}) for a form of so many rows.

@@ -123,8 +123,32 @@ struct Fp8Producer {
   }
 };
 
+// By a whole warp: a share of a cluster's unit; false where the cluster has no unit.
+__device__ inline bool find_fp8_share(const DecodeProblem& problem, const Fp8Launch& launch,
+                                      int lane, int unit_rows, int cluster, int share, Work& work) {
+  Place place;
+  if (launch.row_units > 0) {
+    const int first = problem.query_starts[0];
+    place = find_sequence_of(problem, lane, first + cluster / launch.row_units);
+    place.before = (place.before - first) * launch.row_units;
+  } else {
+    place = Sums(problem, lane, [&](int sequence) {
+              return units_of(problem, rows_of(problem, sequence), unit_rows);
+            }).find(cluster);
+  }
+  if (place.sequence >= problem.sequences) return false;
+  const SequenceRows rows = rows_of(problem, place.sequence);
+  if ((cluster - place.before) * unit_rows >= rows.count * problem.heads) return false;
+  work.unit = describe_unit(problem, place.sequence, rows, cluster - place.before, unit_rows);
+  const int tiles = (work.unit.tiles + launch.shares - 1) / launch.shares;
+  work.first = min(work.unit.tiles, share * tiles);
+  work.end = min(work.unit.tiles, work.first + tiles);
+  work.slot = launch.shares == 1 ? -1 : 0;
+  return true;
+}
+
 template <class Traits>
-__device__ void produce_fp8(const DecodeProblem& problem, const DecodeLaunch& launch,
+__device__ void produce_fp8(const DecodeProblem& problem, const Fp8Launch& launch,
                             DecodeStorage<Traits>& shared, const Fp8Maps& maps) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes, cta = static_cast<int>(blockIdx.x);
   const int groups = launch.groups, group = cta % groups, unit_rows = groups * Traits::kRows;
@@ -141,12 +165,11 @@ __device__ void produce_fp8(const DecodeProblem& problem, const DecodeLaunch& la
       producer.take_rows(work.unit);
       producer.load(work);
       for (int row = lane; work.first == 0 && row < work.unit.rows; row += kLanes)
-        launch.scratch.splits[work.unit.flat + row] = {2 * cta + work.slot, splits, row, groups};
+        launch.splits[work.unit.flat + row] = {2 * cta + work.slot, splits, row, groups};
     }
   } else {
     const int cluster = cta / (groups * launch.shares);
-    const bool found =
-        find_share(problem, lane, unit_rows, launch.row_units, cluster, share, launch.shares, work);
+    const bool found = find_fp8_share(problem, launch, lane, unit_rows, cluster, share, work);
     cluster_wait();
     if (found) {
       producer.take_rows(work.unit);

@@ -302,7 +302,7 @@ __device__ __forceinline__ void publish_fp8_scores(const DecodeProblem& problem,
 }
 
 template <class Traits>
-__device__ void make_fp8_scores(const DecodeProblem& problem, const DecodeLaunch& launch,
+__device__ void make_fp8_scores(const DecodeProblem& problem, const Fp8Launch& launch,
                                 DecodeStorage<Traits>& shared) {
   Fp8Scores<Traits> state;
   state.warp = static_cast<int>(threadIdx.x) % 128 / kLanes;

@@ -78,6 +78,16 @@ struct DecodeStorage<Fp8Traits<kRows>> {
   uint64_t q_full, q_ready, work_full, work_empty;
 };
 
+struct Fp8Launch {
+  DecodeScratch scratch;
+  Splits* splits;     // [rows, heads]
+  int32_t parts;      // lined up: clusters; 0: clustered
+  int32_t groups;     // CTAs that share tiles
+  int32_t shares;     // clustered: of a unit
+  int32_t row_units;  // units of a row, 0 where a unit may have several rows
+  bool read_once;     // no other unit reads the same keys
+};
+
 template <int kRows>
 __device__ void init_barriers(DecodeStorage<Fp8Traits<kRows>>& shared, int groups) {
   for (auto& barrier : shared.k_full) barrier_init(&barrier, 1);

@@ -202,7 +202,7 @@ __device__ void stage_fp8_results(DecodeStorage<Traits>& shared, const Fp8Values
 }
 
 template <class Traits>
-__device__ void sum_fp8_values(const DecodeProblem& problem, const DecodeLaunch& launch,
+__device__ void sum_fp8_values(const DecodeProblem& problem, const Fp8Launch& launch,
                                DecodeStorage<Traits>& shared) {
   Fp8Values<Traits> state;
   state.group = static_cast<int>(threadIdx.x) / 128 - 1;

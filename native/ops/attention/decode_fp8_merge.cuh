@@ -1,17 +1,34 @@
-// Absorbed attention with Hopper's matrix instructions: rows that see nothing, and the kernel that merges
+// Absorbed attention over an FP8 latent cache: rows that see nothing, and the kernel that merges
 // the partial results of units that several CTAs had parts of.
 #pragma once
 
 #include "cuda/cuda_stream.h"
 #include "cuda/launch.h"
+#include "ops/attention/decode_fp8_tensor.cuh"
 #include "ops/attention/decode_values.cuh"
 
 namespace loza::cuda::attention {
 
+// As decode_values.cuh does, for each number of shares.
+template <class Traits>
+__device__ void merge_fp8_cluster(const DecodeProblem& problem, const Fp8Launch& launch,
+                                  DecodeStorage<Traits>& shared) {
+  switch (launch.shares) {
+    case 2:
+      return merge_shares<Traits, 2>(problem, launch.groups, shared);
+    case 3:
+      return merge_shares<Traits, 3>(problem, launch.groups, shared);
+    case 4:
+      return merge_shares<Traits, 4>(problem, launch.groups, shared);
+    case 8:
+      return merge_shares<Traits, 8>(problem, launch.groups, shared);
+  }
+}
+
 // Rows that see nothing: padding becomes zeros, rows of no sequence NaN. By the values warpgroups,
 // which have to wait anyway.
 template <class Traits>
-__device__ void store_nothing(const DecodeProblem& problem, const DecodeLaunch& launch, int warp) {
+__device__ void store_fp8_nothing(const DecodeProblem& problem, const Fp8Launch& launch, int warp) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const int begin = problem.query_starts[0];
   const int end = problem.query_starts[problem.sequences * problem.starts_step];
@@ -26,7 +43,7 @@ __device__ void store_nothing(const DecodeProblem& problem, const DecodeLaunch& 
     for (int head = lane; head < problem.heads; head += kLanes) {
       if (problem.lse != nullptr)
         problem.lse[first + head] = padding ? negative_infinity() : not_a_number();
-      if (launch.parts > 0) launch.scratch.splits[first + head] = {};
+      if (launch.parts > 0) launch.splits[first + head] = {};
     }
   }
 }
@@ -34,8 +51,9 @@ __device__ void store_nothing(const DecodeProblem& problem, const DecodeLaunch& 
 // Merges the partial results of one (row, head) and 128 latent columns: by a warp, or by eight that
 // take equal runs of the splits.
 template <class Traits, int kSplitWarps>
-__global__ void __launch_bounds__(256) merge_kernel(const __grid_constant__ DecodeProblem problem,
-                                                    const __grid_constant__ DecodeScratch scratch) {
+__global__ void __launch_bounds__(256)
+    merge_fp8_kernel(const __grid_constant__ DecodeProblem problem,
+                     const __grid_constant__ DecodeScratch scratch, const Splits* all_splits) {
   constexpr int kBatch = kSplitWarps == 1 ? 8 : 16;  // sums under way at a time
   __shared__ float4 exchange[kSplitWarps][kLanes];
   const int warp = static_cast<int>(threadIdx.x) / kLanes;
@@ -45,7 +63,7 @@ __global__ void __launch_bounds__(256) merge_kernel(const __grid_constant__ Deco
   launch_dependents();
   wait_for_prerequisites();
   if (flat >= problem.rows * problem.heads) return;
-  const Splits splits = scratch.splits[flat];
+  const Splits splits = all_splits[flat];
   if (splits.count <= 1) return;
   const auto* stats = reinterpret_cast<const float2*>(scratch.stats) + splits.row;
   const float* sums = scratch.sums + splits.row * Traits::kLatent + column;
@@ -95,22 +113,24 @@ __global__ void __launch_bounds__(256) merge_kernel(const __grid_constant__ Deco
 }
 
 template <class Traits>
-DecodeScratch take_scratch(CudaStream& stream, int ctas, int pairs) {
+void take_fp8_scratch(CudaStream& stream, int ctas, int pairs, Fp8Launch& launch) {
   const size_t slots = size_t{2} * ctas * Traits::kRows, floats = slots * (Traits::kLatent + 2);
-  auto* sums =
+  launch.scratch.sums =
       reinterpret_cast<float*>(stream.scratch(floats * sizeof(float) + pairs * sizeof(Splits)));
-  return {sums, sums + slots * Traits::kLatent, reinterpret_cast<Splits*>(sums + floats)};
+  launch.scratch.stats = launch.scratch.sums + slots * Traits::kLatent;
+  launch.splits = reinterpret_cast<Splits*>(launch.scratch.sums + floats);
 }
 
 template <class Traits>
-void launch_merge(const DecodeProblem& problem, const DecodeScratch& scratch, int ctas,
-                  cudaStream_t stream) {
+void launch_fp8_merge(const DecodeProblem& problem, const Fp8Launch& launch, int ctas,
+                      cudaStream_t stream) {
   const int pairs = problem.rows * problem.heads;
   // Many splits of few rows: eight warps divide them.
   const bool many = ctas * Traits::kRows > pairs * 12;
-  const auto kernel = many ? merge_kernel<Traits, 8> : merge_kernel<Traits, 1>;
+  const auto kernel = many ? merge_fp8_kernel<Traits, 8> : merge_fp8_kernel<Traits, 1>;
   const dim3 blocks(static_cast<unsigned>(many ? pairs * 4 : (pairs + 1) / 2));
-  launch_kernel("attention_decode: merge", kernel, {blocks, dim3(256)}, stream, problem, scratch);
+  launch_kernel("attention_decode: merge", kernel, {blocks, dim3(256)}, stream, problem,
+                launch.scratch, launch.splits);
 }
 
 }  // namespace loza::cuda::attention
