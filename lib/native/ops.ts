@@ -315,20 +315,13 @@ export class Ops {
     heads: number,
     range: KeyRange,
   ): Tensor {
+    const { blockTable, firstLocal } = view;
     const rows = positions.dim(0);
     // plan_ints in native/ops/attention/attention.h
-    const records = 513 + view.blockTable.dim(0) + Math.floor((rows * heads) / 8);
+    const records = 513 + blockTable.dim(0) + Math.floor((rows * heads) / 8);
     const plan = this.integers(records * 32 + rows * heads * 4);
-    this.run.AttentionPlan(
-      plan,
-      view.blockTable,
-      view.firstLocal,
-      queryStarts,
-      positions,
-      heads,
-      range.sinkBlocks,
-      range.localBlocks,
-    );
+    const tables = [blockTable, firstLocal, queryStarts, positions] as const;
+    this.run.AttentionPlan(plan, ...tables, heads, range.sinkBlocks, range.localBlocks);
     return plan;
   }
 

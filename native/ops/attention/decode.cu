@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   auto& shared = *reinterpret_cast<DecodeStorage<Traits>*>(shared_bytes);
   // Uniform, as the compiler sees it: matrix instructions must not be in a divergent path.
   const int warp = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / kLanes, 0);
-  if (threadIdx.x == 0) init_barriers(shared, launch.groups);
+  if (threadIdx.x == 0) prefetch(q_map), init_barriers(shared, launch.groups);
   if (threadIdx.x < Traits::kRows) shared.highest[threadIdx.x] = negative_infinity();
   __syncwarp();
   cluster_arrive_relaxed();  // for the barriers; waited for where they are first needed

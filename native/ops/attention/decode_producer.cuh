@@ -105,6 +105,7 @@ struct Producer {
           min(min(work.end, settled), work.first + min(Traits::kFronts, Traits::kBacks));
       for (; tile < early; tile++) load_tile(work, tile);
       wait_for_prerequisites();
+      barrier_wait(&shared.q_full, 0);  // queries must not queue up behind more keys
       waited = true;
     }
     for (; tile < work.end; tile++) load_tile(work, tile);

@@ -251,7 +251,6 @@ template <class Traits>
 __device__ void make_scores(const DecodeProblem& problem, const DecodeLaunch& launch,
                             const TensorMap& q_map, DecodeStorage<Traits>& shared) {
   ScoreState<Traits> state;
-  if (threadIdx.x == 0) prefetch(q_map);
   state.warp = static_cast<int>(threadIdx.x) % 128 / kLanes;
   state.lane = static_cast<int>(threadIdx.x) % kLanes;
   TileRing<Traits> ring;
