@@ -11,6 +11,8 @@ namespace loza::cuda::attention {
 
 // By whichever kernel takes the call's sizes.
 void launch_quantised(const AttentionDecodeParams& params, CudaStream& stream);
+// The plan of such calls.
+void launch_quantised(const AttentionPlanParams& params, CudaStream& stream);
 
 // In plain fp32 arithmetic: any sizes.
 void launch_quantised_simple(const AttentionDecodeParams& params, CudaStream& stream);

@@ -302,7 +302,7 @@ __device__ __forceinline__ void publish_fp8_scores(const DecodeProblem& problem,
 }
 
 template <class Traits>
-__device__ void make_fp8_scores(const DecodeProblem& problem, const Fp8Launch& launch,
+__device__ void make_fp8_scores(const DecodeProblem& problem, const DecodeLaunch& launch,
                                 DecodeStorage<Traits>& shared) {
   Fp8Scores<Traits> state;
   state.warp = static_cast<int>(threadIdx.x) % 128 / kLanes;
@@ -314,6 +314,7 @@ __device__ void make_fp8_scores(const DecodeProblem& problem, const Fp8Launch& l
   for (uint32_t parity = 0;; parity ^= 1) {
     barrier_wait(&shared.work_full, parity);
     const int first = shared.work.first, end = shared.work.end;
+    const bool last = shared.last_work;
     if (end == kNoMoreWork) return;
     begin_fp8_scores(problem, shared.work.unit, shared, state);
     if (first < end) barrier_wait(&shared.q_ready, q_parity), q_parity ^= 1;
@@ -323,7 +324,7 @@ __device__ void make_fp8_scores(const DecodeProblem& problem, const Fp8Launch& l
       warp_arrive(&shared.scored[state.turn.index], state.lane);
       publish_fp8_scores(problem, shared, tile, state);
     }
-    if (launch.parts == 0) return;
+    if (last) return;
     warp_arrive_all(&shared.work_empty, state.lane, launch.groups);
   }
 }

@@ -73,19 +73,10 @@ struct DecodeStorage<Fp8Traits<kRows>> {
   float highest[kRows], total[kRows];  // highest: of the tiles so far, total: of the work's end
   int32_t limit[kRows], local[kRows];  // last and first local position a row sees
   Work work;
+  bool last_work;
   uint64_t k_full[Traits::kStages], k_empty[Traits::kStages];
   uint64_t p_full[2], p_empty[2], scored[2];
   uint64_t q_full, q_ready, work_full, work_empty;
-};
-
-struct Fp8Launch {
-  DecodeScratch scratch;
-  Splits* splits;     // [rows, heads]
-  int32_t parts;      // lined up: clusters; 0: clustered
-  int32_t groups;     // CTAs that share tiles
-  int32_t shares;     // clustered: of a unit
-  int32_t row_units;  // units of a row, 0 where a unit may have several rows
-  bool read_once;     // no other unit reads the same keys
 };
 
 template <int kRows>

@@ -202,7 +202,7 @@ __device__ void stage_fp8_results(DecodeStorage<Traits>& shared, const Fp8Values
 }
 
 template <class Traits>
-__device__ void sum_fp8_values(const DecodeProblem& problem, const Fp8Launch& launch,
+__device__ void sum_fp8_values(const DecodeProblem& problem, const DecodeLaunch& launch,
                                DecodeStorage<Traits>& shared) {
   Fp8Values<Traits> state;
   state.group = static_cast<int>(threadIdx.x) / 128 - 1;
@@ -213,6 +213,7 @@ __device__ void sum_fp8_values(const DecodeProblem& problem, const Fp8Launch& la
   for (;; work_parity ^= 1) {
     barrier_wait(&shared.work_full, work_parity);
     const int first = shared.work.first, end = shared.work.end;
+    const bool last = shared.last_work;
     if (end == kNoMoreWork) return;
     const int unit_tiles = shared.work.unit.tiles;
     const int last_keys = shared.work.unit.highest % kTileKeys + 1;  // of the unit's last tile
@@ -234,7 +235,7 @@ __device__ void sum_fp8_values(const DecodeProblem& problem, const Fp8Launch& la
       stage_fp8_sums(shared, state);
     if (first < end && (launch.parts > 0 || shared.work.slot < 0))
       store_staged(problem, launch.scratch, shared);
-    if (launch.parts == 0) return;
+    if (last) return;
     warp_arrive_all(&shared.work_empty, state.lane, launch.groups);
   }
 }

@@ -1,5 +1,5 @@
 // Absorbed attention with Hopper's matrix instructions: the warp that reads a CTA's work and brings
-// keys to shared memory.
+// keys to shared memory, whatever their type.
 #pragma once
 
 #include "ops/attention/decode_tensor.cuh"
@@ -12,16 +12,35 @@ struct BlockWindow {
   int32_t begin, count, entry, ahead;
 };
 
-template <class Traits>
+// A CTA's part in the copies of a tile, which it shares with `groups` - 1 others of its cluster.
+struct CopyShare {
+  int32_t lane, groups, group;  // group: which of them
+  uint16_t sharers;             // these CTAs of the cluster, a bit each
+  uint64_t policy;
+
+  __device__ void load(void* to, const TensorMap& map, uint64_t* barrier, int x, int y) const {
+    if (groups == 1)
+      tma_load(to, map, barrier, x, y, policy);
+    else
+      tma_load_multicast(to, map, barrier, x, y, sharers, policy);
+  }
+  __device__ void load(void* to, const TensorMap& map, uint64_t* barrier, int x, int y,
+                       int z) const {
+    if (groups == 1)
+      tma_load(to, map, barrier, x, y, z, policy);
+    else
+      tma_load_multicast(to, map, barrier, x, y, z, sharers, policy);
+  }
+};
+
+// Tiles copies: load(slot), a whole warp, the tile of keys from a cache row on, after those before it,
+// kAhead of them before any is given back; load_queries(unit), once for each work.
+template <class Traits, class Tiles>
 struct Producer {
   const DecodeProblem& problem;
   DecodeStorage<Traits>& shared;
-  const TensorMap& map;         // of the cache: [panels, slots, 64], box [1, 64, 64]
-  int32_t lane, groups, group;  // group: which of the CTAs that share tiles
-  uint16_t sharers;             // these CTAs of the cluster, a bit each
-  uint64_t policy;
-  bool whole;
-  TileRing<Traits> ring;
+  Tiles tiles;
+  int32_t lane;
   BlockWindow window;
   int32_t shift = 0;  // from a local block to its table entry
   uint32_t work_parity = 1;
@@ -59,38 +78,12 @@ struct Producer {
     return slot >= 0 && slot + keys <= problem.slots ? static_cast<int>(slot) : -1;
   }
 
-  // The panels [begin, end) of a tile, divided among the CTAs that share it.
-  __device__ void load_panels(bf16 (*to)[kTileKeys * Traits::kPanel], uint64_t* barrier, int begin,
-                              int end, int slot) {
-    barrier_arrive_expect(barrier, (end - begin) * Traits::kPanelBytes);
-    for (int i = begin + group; i < end; i += groups) {
-      bf16* panel = to[i - begin];
-      if (groups == 1)
-        tma_load(panel, map, barrier, 0, slot, panel_of(i), policy);
-      else
-        tma_load_multicast(panel, map, barrier, 0, slot, panel_of(i), sharers, policy);
-    }
-  }
-
   __device__ void load_tile(const Work& work, int tile) {
-    constexpr int kFirst = Traits::kFirstPanels;
     const int first_row = slot_of(work, tile / kBlockTiles);
-    const int front = ring.front.index, back = ring.back.index;
-    barrier_wait(&shared.front_empty[front], ring.front.parity ^ 1);
-    if (whole) barrier_wait(&shared.back_empty[back], ring.back.parity ^ 1);
+    if (first_row < 0 && lane == 0) shared.work.unit.broken = true;
     // Behind the cache's end there are zeros.
-    const int slot = first_row < 0 ? static_cast<int>(problem.slots)
-                                   : first_row + tile % kBlockTiles * kTileKeys;
-    if (lane == 0) {
-      if (first_row < 0) shared.work.unit.broken = true;
-      load_panels(shared.front[front], &shared.front_full[front][0], 0, kFirst, slot);
-      load_panels(shared.front[front] + kFirst, &shared.front_full[front][1], kFirst, kFrontPanels,
-                  slot);
-    }
-    barrier_wait(&shared.back_empty[back], ring.back.parity ^ 1);
-    if (lane == 0)
-      load_panels(shared.back[back], &shared.back_full[back], kFrontPanels, Traits::kPanels, slot);
-    ring.advance();
+    tiles.load(first_row < 0 ? static_cast<int>(problem.slots)
+                             : first_row + tile % kBlockTiles * kTileKeys);
   }
 
   // Tiles below `settled` hold no key that this step writes, and may be copied while the kernels
@@ -101,35 +94,20 @@ struct Producer {
     hand_out(work, last);
     int tile = work.first;
     if (!waited) {
-      const int early =
-          min(min(work.end, settled), work.first + min(Traits::kFronts, Traits::kBacks));
+      const int early = min(min(work.end, settled), work.first + Tiles::kAhead);
       for (; tile < early; tile++) load_tile(work, tile);
       wait_for_prerequisites();
       barrier_wait(&shared.q_full, 0);  // queries must not queue up behind more keys
       waited = true;
     }
+    if (work.first < work.end) tiles.load_queries(work.unit);
     for (; tile < work.end; tile++) load_tile(work, tile);
   }
 };
 
-// Of the unit's pairs, those of this CTA.
-template <class Traits>
-__device__ void take_rows(Unit& unit, int group) {
-  unit.flat += group * Traits::kRows;
-  unit.rows = max(0, min(Traits::kRows, unit.rows - group * Traits::kRows));
-}
-
-// Of the unit's tiles, those of this CTA.
-__device__ inline void take_tiles(Work& work, int share, int shares) {
-  const int tiles = (work.unit.tiles + shares - 1) / shares;
-  work.first = min(work.unit.tiles, share * tiles);
-  work.end = min(work.unit.tiles, work.first + tiles);
-  work.slot = shares == 1 ? -1 : 0;
-}
-
-template <class Traits>
+template <class Tiles, class Traits>
 __device__ void produce(const DecodeProblem& problem, const DecodeLaunch& launch,
-                        DecodeStorage<Traits>& shared, const TensorMap& map) {
+                        DecodeStorage<Traits>& shared, const typename Tiles::Maps& maps) {
   const int lane = static_cast<int>(threadIdx.x) % kLanes, cta = static_cast<int>(blockIdx.x);
   const int groups = launch.groups, group = cta % groups, share = cta / groups % launch.shares;
   const auto sharers = static_cast<uint16_t>(((1 << groups) - 1) << (share * groups));
@@ -138,9 +116,9 @@ __device__ void produce(const DecodeProblem& problem, const DecodeLaunch& launch
     return __ldcg(reinterpret_cast<const int*>(launch.records + at) + lane);
   };
   int at = cta / (groups * launch.shares), word = read(at);
-  if (lane == 0) prefetch(map);
-  Producer<Traits> producer{problem, shared, map,          lane, groups, group,
-                            sharers, policy, launch.whole, {},   {}};
+  const CopyShare copies{lane, groups, group, sharers, policy};
+  Producer<Traits, Tiles> producer{problem, shared, Tiles{shared, launch, maps, copies}, lane, {}};
+  if (lane == 0) producer.tiles.prefetch_maps();
   cluster_wait();  // all barriers are ready
   for (;;) {
     Work work = unpack_work(word);

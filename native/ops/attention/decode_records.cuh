@@ -8,6 +8,10 @@
 
 #include "ops/attention/decode_plan.cuh"
 
+namespace loza {
+class CudaStream;
+}
+
 namespace loza::cuda::attention {
 
 constexpr int kRecordBlocks = 16;
@@ -44,6 +48,21 @@ __device__ inline Work unpack_work(int word) {
 }
 constexpr int kSettledWord = 13, kNextWord = 14, kShiftWord = 15, kBlocksWord = 16;
 
+// Of the unit's pairs, those of one of the CTAs that share tiles.
+template <class Traits>
+__device__ void take_rows(Unit& unit, int group) {
+  unit.flat += group * Traits::kRows;
+  unit.rows = max(0, min(Traits::kRows, unit.rows - group * Traits::kRows));
+}
+
+// Of the unit's tiles, those of one share.
+__device__ inline void take_tiles(Work& work, int share, int shares) {
+  const int tiles = (work.unit.tiles + shares - 1) / shares;
+  work.first = min(work.unit.tiles, share * tiles);
+  work.end = min(work.unit.tiles, work.first + tiles);
+  work.slot = shares == 1 ? -1 : 0;
+}
+
 // ---- Making one -----------------------------------------------------------------------------------
 
 struct PlanLaunch {
@@ -52,6 +71,9 @@ struct PlanLaunch {
   int32_t parts;         // lined up: as many; 0: clustered
   int32_t row_units;     // clustered: units of a row, 0 where a unit may have several rows
 };
+
+void write_plan(const DecodeProblem& problem, const PlanLaunch& launch, void* plan,
+                CudaStream& stream);
 
 // Visible tiles of the unit that hold no key of this step: the step writes its sequence's positions.
 __device__ inline int settled_tiles(const DecodeProblem& problem, const Unit& unit) {
