@@ -135,12 +135,14 @@ function planCalibration(
     batch: method === 'gradient' ? batch : Math.min(ablationSequences, sequences.length),
     sequencesAtOnce: saved?.sequencesAtOnce,
     round: (model, grads, angles, hostBatch) => {
+      const { arena } = grads.ops;
       const mixed = new MixedModel(model, angles, mixOptions(options));
-      if (method === 'gradient') mixed.gradient(grads, hostBatch, 1, new Float32Array(count));
-      else {
-        const all = mixed.ablations(grads, hostBatch, 1, [count - 1], perLayerOf(plan));
-        for (const loss of all) void loss;
+      const alphas = new Float32Array(count);
+      if (method === 'gradient') {
+        arena.scope(() => mixed.gradient(grads, hostBatch, 1, alphas));
       }
+      const all = Array.from(alphas.keys());
+      arena.scope(() => [...mixed.ablations(grads, hostBatch, 1, all, perLayerOf(plan))]);
     },
   });
 }

@@ -53,8 +53,6 @@ interface PromptVerdict {
 
 /** Of the largest error as a fraction of the logits' standard deviation, and of 1 - cosine. */
 const defaultTolerance = { error: 1e-3, cosine: 1e-3 } as const;
-/** Codes of an FP8 cache are 2.7 % off in the mean square: more than what 1e-3 was made for. */
-const fp8Tolerance = 2e-3;
 /** Rounding to bfloat16 moves logits by more than a close win. */
 const defaultMargin: Record<Metric, number> = { error: 0.01, cosine: 0.3 };
 
@@ -89,7 +87,7 @@ export function registerVerify(program: Command, context: Context): void {
     )
     .option(
       '--tolerance <x>',
-      'allowed error, or distance of the cosine from 1 (default 1e-3; of an FP8 cache 2e-3)',
+      'allowed error, or distance of the cosine from 1 (default 1e-3)',
       realNumber(0, 1e6),
     )
     .option(
@@ -142,8 +140,7 @@ async function checkPrompts(
   const { device, dtype, kvDtype } = model.info;
   const auto = kvDtype === 'float32' ? 'error' : 'cosine';
   const metric = flags.metric === 'auto' ? auto : flags.metric;
-  const usual = kvDtype === 'fp8' && metric === 'cosine' ? fp8Tolerance : defaultTolerance[metric];
-  const tolerance = flags.tolerance ?? usual;
+  const tolerance = flags.tolerance ?? defaultTolerance[metric];
   const limits = { metric, tolerance, margin: flags.margin ?? defaultMargin[metric] };
   const verdicts: PromptVerdict[] = [];
   for (const prompt of prompts) verdicts.push(await checkPrompt(model, prompt, limits, context));

@@ -1,3 +1,5 @@
+import { setMaxListeners } from 'node:events';
+
 import { attentionBlock, type AttentionPattern } from '../checkpoint/streaming-config';
 import { LozaError, throwIfAborted } from '../errors';
 import { LanguageModel } from '../language-model';
@@ -74,7 +76,7 @@ const defaultMaxTokens = 65_536;
  * loaded is closed then.
  */
 export async function evaluate(dir: string, options: EvalOptions = {}): Promise<EvalResult> {
-  const wanted = resolveEvalOptions(options);
+  const wanted = withOwnSignal(resolveEvalOptions(options));
   throwIfAborted(wanted.signal);
   const { load, signal } = wanted;
   const plan = await planLoad(dir, { ...resolveLoadOptions({ ...load }), signal });
@@ -99,6 +101,14 @@ export async function evaluate(dir: string, options: EvalOptions = {}): Promise<
     }
   }
   return { dir, seed: wanted.seed, samples: wanted.samples, arms };
+}
+
+/** Every prompt in flight listens to the signal: on one of our own that is no leak to warn of. */
+function withOwnSignal(options: ResolvedEvalOptions): ResolvedEvalOptions {
+  if (options.signal === undefined) return options;
+  const signal = AbortSignal.any([options.signal]);
+  setMaxListeners(0, signal);
+  return { ...options, signal };
 }
 
 function checkLengths({ lengths }: ResolvedEvalOptions, { maxPosition }: LoadPlan): void {

@@ -24,6 +24,8 @@ export interface MeasuredNeedle extends Needle {
 /** A text with needles in it. */
 export interface Hidden {
   text: string;
+  /** Of its sentences, without the needles. */
+  tokens: number;
   /** Tokens before each needle, about, in the order given. */
   places: number[];
 }
@@ -73,7 +75,7 @@ export class Haystack {
       read += sentence.tokens;
     }
     place(Infinity);
-    return { text: parts.join(''), places };
+    return { text: parts.join(''), tokens: total, places };
 
     function depthOf(index: number): number {
       return (needles[index] as Needle).depth;

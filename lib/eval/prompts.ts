@@ -21,7 +21,7 @@ export interface EvalPrompt {
 
 /** Tokens that a chat template may put around a message. */
 const templateRoom = 24;
-/** Prompts are made again, shorter, until they fit; the first try is off by a few tokens. */
+/** Prompts are made again, shorter, until they fit: mostly the second one does. */
 const maxTries = 8;
 
 /** Makes prompts from a seed and a text. The same of both, and the same tokenizer: the same prompts. */
@@ -62,7 +62,9 @@ export class PromptMaker {
         const places = await this.place(question, hidden);
         return { task, length, depth, content, tokens, places, expected: question.expected };
       }
-      budget -= Math.max(tokens - room, Math.ceil(this.lineTokens));
+      // Everything but the text is known now, to a few tokens.
+      const text = onlyNeedles ? lines * this.lineTokens : hidden.tokens;
+      budget = room - (tokens - text) - 4 * attempt;
       if (budget <= 0) break;
     }
     throw new LozaError('ERR_LOZA_INVALID_ARG', `${task} does not fit into ${length} tokens`, {

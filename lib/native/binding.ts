@@ -37,47 +37,50 @@ export interface NativeArena {
 export type NativeGraph = object;
 
 /** The operations, in the argument order of their params structs in native/ops. */
-export type NativeOperation =
-  | 'AbsorbQuery'
-  | 'Adamw'
-  | 'AttentionBackward'
-  | 'AttentionDecode'
-  | 'AttentionPlan'
-  | 'AttentionPrefill'
-  | 'Blend'
-  | 'Cast'
-  | 'ClipFactor'
-  | 'Clock'
-  | 'Combine'
-  | 'CombineGradient'
-  | 'CrossEntropy'
-  | 'Dot'
-  | 'ExpertPlan'
-  | 'Fill'
-  | 'FillRandom'
-  | 'GatherRows'
-  | 'GatherRowsGradient'
-  | 'GroupedLinear'
-  | 'GroupedLinearInputGradient'
-  | 'GroupedLinearWeightGradient'
-  | 'HeadLinear'
-  | 'LatentStore'
-  | 'Linear'
-  | 'LinearInputGradient'
-  | 'LinearWeightGradient'
-  | 'MixAttention'
-  | 'MixAttentionBackward'
-  | 'RmsNorm'
-  | 'RmsNormGradient'
-  | 'Rope'
-  | 'RopeTable'
-  | 'Route'
-  | 'RouteGradient'
-  | 'Sample'
-  | 'SquaredDifference'
-  | 'SumSlots'
-  | 'Swiglu'
-  | 'SwigluGradient';
+export const operations = [
+  'AbsorbQuery',
+  'Adamw',
+  'AttentionBackward',
+  'AttentionDecode',
+  'AttentionPlan',
+  'AttentionPrefill',
+  'Blend',
+  'Cast',
+  'ClipFactor',
+  'Clock',
+  'Combine',
+  'CombineGradient',
+  'CrossEntropy',
+  'Dot',
+  'ExpertPlan',
+  'Fill',
+  'FillRandom',
+  'GatherRows',
+  'GatherRowsGradient',
+  'GroupedLinear',
+  'GroupedLinearInputGradient',
+  'GroupedLinearWeightGradient',
+  'HeadLinear',
+  'LatentStore',
+  'Linear',
+  'LinearInputGradient',
+  'LinearWeightGradient',
+  'MixAttention',
+  'MixAttentionBackward',
+  'RmsNorm',
+  'RmsNormGradient',
+  'Rope',
+  'RopeTable',
+  'Route',
+  'RouteGradient',
+  'Sample',
+  'SquaredDifference',
+  'SumSlots',
+  'Swiglu',
+  'SwigluGradient',
+] as const;
+
+export type NativeOperation = (typeof operations)[number];
 
 export type NativeStream = {
   write(to: TensorHandle, from: TypedArray): void;

@@ -1,4 +1,4 @@
-import { fromNative, type NativeOperation, type NativeStream } from './binding';
+import { fromNative, operations, type NativeOperation, type NativeStream } from './binding';
 import type { Arena, Stream } from './device';
 import type { DType, Tensor } from './tensor';
 
@@ -74,49 +74,6 @@ type Arguments = Argument[];
 type Run = Record<NativeOperation, (...args: Arguments) => void>;
 /** Sees an operation that was just enqueued. */
 export type Observer = (operation: NativeOperation, args: readonly Argument[]) => void;
-
-const operations: readonly NativeOperation[] = [
-  'AbsorbQuery',
-  'Adamw',
-  'AttentionBackward',
-  'AttentionDecode',
-  'AttentionPlan',
-  'AttentionPrefill',
-  'Blend',
-  'Cast',
-  'ClipFactor',
-  'Clock',
-  'Combine',
-  'CombineGradient',
-  'CrossEntropy',
-  'Dot',
-  'ExpertPlan',
-  'Fill',
-  'FillRandom',
-  'GatherRows',
-  'GatherRowsGradient',
-  'GroupedLinear',
-  'GroupedLinearInputGradient',
-  'GroupedLinearWeightGradient',
-  'HeadLinear',
-  'LatentStore',
-  'Linear',
-  'LinearInputGradient',
-  'LinearWeightGradient',
-  'MixAttention',
-  'MixAttentionBackward',
-  'RmsNorm',
-  'RmsNormGradient',
-  'Rope',
-  'RopeTable',
-  'Route',
-  'RouteGradient',
-  'Sample',
-  'SquaredDifference',
-  'SumSlots',
-  'Swiglu',
-  'SwigluGradient',
-];
 
 /**
  * The operations of one stream, with outputs allocated in its arena. A call enqueues and returns;

@@ -25,7 +25,7 @@ describe('prompts', () => {
   test.each(names)('%s: fills the length without going over it', async (task) => {
     const made = await maker(5);
     for (const length of [600, 1500, 4000]) {
-      for (let sample = 0; sample < 5; sample++) {
+      for (let sample = 0; sample < 30; sample++) {
         const { content, tokens } = await made.make(task, length, 0.3, sample);
         expect(tokens).toBe(await count(content));
         expect(tokens + tasks[task].answerTokens).toBeLessThanOrEqual(length);
