@@ -3,7 +3,7 @@
 //   latent(j) = scale(j) codes(j)
 //   out[t, h] = softmax_j(softmax_scale q[t, h] . [latent(j) | rope(j)]) latent(j)
 //
-// latent 512, rope 64: decode_fp8_tensor.cuh, with the plans, grids and merge of decode.cu.
+// latent 512, rope 64: decode_fp8_tensor.cuh, launched as the bf16 kernel is (decode_launch.cuh).
 // Other sizes: decode_exact.cu.
 #include "ops/attention/decode_fp8.h"
 
