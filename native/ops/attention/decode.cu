@@ -111,7 +111,10 @@ void launch_plan(const DecodeProblem& problem, const DecodeShape& shape, void* p
 }
 
 DecodeShape choose_shape(const DecodeProblem& problem) {
-  return choose_shape(problem, [](int rows, int cluster_ctas) {
+  constexpr static FormCost kForms[] = {
+      {64, 2400, 6400}, {56, 2400, 5600}, {32, 2200, 3200}, {16, 2000, 1600}, {8, 1900, 800}};
+  const CacheCosts costs{kTileKeys * 1152, kForms};
+  return choose_shape(problem, costs, [](int rows, int cluster_ctas) {
     return with_traits(rows, [&](auto traits) {
       using Traits = decltype(traits);
       return resident_clusters<Traits, decode_kernel<Traits>>(cluster_ctas);

@@ -125,7 +125,10 @@ void launch_fp8_plan(const DecodeProblem& problem, const DecodeShape& shape, voi
 }
 
 DecodeShape choose_fp8_shape(const DecodeProblem& problem) {
-  DecodeShape shape = choose_shape(problem, [](int rows, int cluster_ctas) {
+  constexpr static FormCost kForms[] = {
+      {64, 4700, 6400}, {32, 2800, 3200}, {16, 2300, 1600}, {8, 1900, 800}};
+  const CacheCosts costs{Fp8Tile::kBytes, kForms};
+  DecodeShape shape = choose_shape(problem, costs, [](int rows, int cluster_ctas) {
     return with_traits(rows, [&](auto traits) {
       using Traits = decltype(traits);
       return resident_clusters<Traits, decode_fp8_kernel<Traits>>(cluster_ctas);

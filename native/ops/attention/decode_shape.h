@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 
 #include "ops/attention/decode_rows.cuh"
 
@@ -27,26 +28,29 @@ inline int units_at_most(const DecodeProblem& problem, int rows) {
 }
 
 // Forms of a sequence's few tiles, by their clocks on an H100 (2026-11-22).
-constexpr int64_t kTileBytes = 64 * 1152, kCopyRate = 3200;  // bytes a clock from the L2
 struct FormCost {
   int rows, tile, exchange;  // clocks a tile, and to merge the shares
 };
+struct CacheCosts {  // of a type of cache
+  int64_t tile_bytes;
+  std::span<const FormCost> forms;
+};
+constexpr int64_t kCopyRate = 3200;  // bytes a clock from the L2
 
 // `resident(ctas)`: how many clusters of so many CTAs the device runs at a time.
 template <class Resident>
-DecodeShape choose_clustered(int sequences, int pairs, int tiles, const Resident& resident) {
-  constexpr FormCost kForms[] = {
-      {64, 2400, 6400}, {56, 2400, 5600}, {32, 2200, 3200}, {16, 2000, 1600}, {8, 1900, 800}};
+DecodeShape choose_clustered(int sequences, int pairs, int tiles, const CacheCosts& costs,
+                             const Resident& resident) {
   DecodeShape best{.rows = 64};
   int64_t least = INT64_MAX;
-  for (const FormCost& form : kForms) {
+  for (const FormCost& form : costs.forms) {
     if (form.rows == 56 && pairs > 56) continue;
     const int units = sequences * ((pairs + form.rows - 1) / form.rows);  // equal sequences'
     int shares = 1;
     for (const int more : {2, 3, 4, 8})
       if (units <= resident(form.rows, more)) shares = more;
     const int waves = (units + resident(form.rows, 1) - 1) / resident(form.rows, 1);
-    const int64_t copies = int64_t{units} * tiles * kTileBytes / kCopyRate;
+    const int64_t copies = int64_t{units} * tiles * costs.tile_bytes / kCopyRate;
     const int64_t cost =
         std::max(int64_t{waves} * ((tiles + shares - 1) / shares) * form.tile, copies) +
         (shares > 1 ? form.exchange : 0);
@@ -58,13 +62,15 @@ DecodeShape choose_clustered(int sequences, int pairs, int tiles, const Resident
 }
 
 template <class Resident>
-DecodeShape choose_shape(const DecodeProblem& problem, const Resident& resident) {
+DecodeShape choose_shape(const DecodeProblem& problem, const CacheCosts& costs,
+                         const Resident& resident) {
   constexpr int kFewBlocks = 12;  // of a sequence: a cluster can have them all
   const int sequences = std::max(1, std::min(problem.sequences, problem.rows));
   const int pairs = (problem.rows + sequences - 1) / sequences * problem.heads;
   const auto blocks = static_cast<int>(std::min<int64_t>(
       problem.entries, int64_t{problem.range.sink_blocks} + problem.range.local_blocks));
-  if (blocks <= kFewBlocks) return choose_clustered(sequences, pairs, 2 * blocks, resident);
+  if (blocks <= kFewBlocks)
+    return choose_clustered(sequences, pairs, 2 * blocks, costs, resident);
   const int rows = pairs <= 8 ? 8 : pairs <= 16 ? 16 : pairs <= 32 ? 32 : pairs <= 56 ? 56 : 64;
   // Little work for all SMs: fewer pairs a CTA leave a half or a quarter of the partial results.
   constexpr int kMostGroups = 4, kShortBlocks = 80, kMediumBlocks = 512;
