@@ -201,6 +201,8 @@ const workOf: Partial<Record<NativeOperation, CallWork>> = {
     const tensors = args.filter(isTensor);
     return { bytes: 2 * bytesOf(tensors[0]) + bytesOf(tensors.at(-1)), flops: 0 };
   },
+  // Of the cache it takes the type, not a byte.
+  AttentionPlan: ([plan, , ...tables]) => ({ bytes: allBytes([plan, ...tables]), flops: 0 }),
   AttentionDecode: (args, { count, position }) => {
     const [out, q] = tensorsOf(args, 3) as [Tensor, Tensor];
     const [sinkBlocks, localBlocks] = args.slice(-2) as [number, number];
