@@ -199,16 +199,26 @@ export class Scheduler {
   private admits(): boolean {
     if (!this.mayAdmit) return false;
     const first = this.first();
-    const { sequence, job } = first;
+    const { sequence } = first;
     let fits = this.fits(first);
     while (!fits && this.reclaim()) fits = this.fits(first);
     // It may still fit where it shares what others hold; from the host nothing is shared.
-    const reused = sequence.computed === 0 ? sequence.reuse(job.reusable, fits) : 0;
+    const reused = sequence.computed === 0 ? this.reuse(first, fits) : 0;
     // Whoever is alone goes on: it fits, or is told so when it misses a block.
     if (fits || this.running.length === 0 || this.fits(first)) return true;
     if (reused > 0) sequence.release();
     this.tooFew = this.available;
     return false;
+  }
+
+  /** What cannot be taken over is computed. If it is blocks that are lacking, that shows there. */
+  private reuse({ job, sequence }: Running, withHost: boolean): number {
+    try {
+      return sequence.reuse(job.reusable, withHost);
+    } catch {
+      sequence.release();
+      return 0;
+    }
   }
 
   private admit(): void {

@@ -61,6 +61,10 @@ export class HostCache {
     this.groups[group]?.hold(prefixes);
   }
 
+  letGo(group: number, prefixes: readonly Prefix[]): void {
+    this.groups[group]?.letGo(prefixes);
+  }
+
   /** Copies the contents of held prefixes to blocks of the device; they are not here any more. */
   restore(group: number, copies: readonly Copy[]): void {
     this.flush();
@@ -118,6 +122,12 @@ class HostGroup {
 
   hold(prefixes: readonly Prefix[]): void {
     for (const prefix of prefixes) this.unneeded.delete(this.slotOf(prefix));
+  }
+
+  letGo(prefixes: readonly Prefix[]): void {
+    for (const slot of prefixes.map((prefix) => this.slotOf(prefix))) {
+      if (slot >= 0) this.unneeded.add(slot);
+    }
   }
 
   restore(copies: readonly Copy[]): void {

@@ -122,17 +122,19 @@ export class SequenceBlocks {
     const first = this.group.firstLocalBlock(path.length * blockTokens);
     this.trimmed = kind === 'full' ? 0 : Math.min(first, path.length);
     if (absent.length === 0) return;
-    cache.host?.hold(
-      group,
-      absent.map((index) => path[index]!),
-    );
-    // A few at a time: whose blocks are taken for them go where they come from.
-    for (let from = 0; from < absent.length; from += restoredTogether) {
-      const part = absent.slice(from, from + restoredTogether);
-      for (const index of part) this.table[index] = pool.allocate();
-      const copies = part.map((index) => ({ prefix: path[index]!, block: this.block(index) }));
-      for (const { prefix, block } of copies) cache.publish(prefix, group, block);
-      cache.host?.restore(group, copies);
+    const held = absent.map((index) => path[index]!);
+    cache.host?.hold(group, held);
+    try {
+      // A few at a time: whose blocks are taken for them go where they come from.
+      for (let from = 0; from < absent.length; from += restoredTogether) {
+        const part = absent.slice(from, from + restoredTogether);
+        for (const index of part) this.table[index] = pool.allocate();
+        const copies = part.map((index) => ({ prefix: path[index]!, block: this.block(index) }));
+        for (const { prefix, block } of copies) cache.publish(prefix, group, block);
+        cache.host?.restore(group, copies);
+      }
+    } finally {
+      cache.host?.letGo(group, held); // those that are still there
     }
   }
 
