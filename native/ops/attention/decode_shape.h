@@ -69,8 +69,7 @@ DecodeShape choose_shape(const DecodeProblem& problem, const CacheCosts& costs,
   const int pairs = (problem.rows + sequences - 1) / sequences * problem.heads;
   const auto blocks = static_cast<int>(std::min<int64_t>(
       problem.entries, int64_t{problem.range.sink_blocks} + problem.range.local_blocks));
-  if (blocks <= kFewBlocks)
-    return choose_clustered(sequences, pairs, 2 * blocks, costs, resident);
+  if (blocks <= kFewBlocks) return choose_clustered(sequences, pairs, 2 * blocks, costs, resident);
   const int rows = pairs <= 8 ? 8 : pairs <= 16 ? 16 : pairs <= 32 ? 32 : pairs <= 56 ? 56 : 64;
   // Little work for all SMs: fewer pairs a CTA leave a half or a quarter of the partial results.
   constexpr int kMostGroups = 4, kShortBlocks = 80, kMediumBlocks = 512;
