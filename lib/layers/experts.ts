@@ -19,15 +19,38 @@ export interface RouterNames {
   bias: string | undefined;
 }
 
+/** The matrices of a router and its experts; stacks are [experts, out, in]. */
+export interface ExpertsWeights {
+  classifier: Weight;
+  bias: Tensor | undefined;
+  gateUp: Joined;
+  down: Weight;
+}
+
+export function takeExperts(
+  weights: WeightSource,
+  prefix: string,
+  router: RouterNames,
+  { hidden, width, experts, zeroExperts }: ExpertsShape,
+): ExpertsWeights {
+  const choices = experts + zeroExperts;
+  const names = (projection: string) =>
+    Array.from({ length: experts }, (_, e) => `${prefix}experts.${e}.${projection}_proj.weight`);
+  return {
+    classifier: weights.exactMatrix(prefix + router.classifier, choices, hidden),
+    bias:
+      router.bias === undefined ? undefined : weights.floatVector(prefix + router.bias, choices),
+    gateUp: weights.joinedStack([names('gate'), names('up')], width, hidden),
+    down: weights.stack(names('down'), hidden, width),
+  };
+}
+
 /**
  * Routed experts: sum over the chosen e of w_e * Expert_e(h); a zero expert returns h
  * (model-spec sections 1.4 and 4.2). The router runs in fp32.
  */
 export class Experts {
-  private readonly classifier: Weight;
-  private readonly bias: Tensor | undefined;
-  private readonly gateUp: Joined;
-  private readonly down: Weight;
+  private readonly taken: ExpertsWeights;
 
   constructor(
     weights: WeightSource,
@@ -35,24 +58,17 @@ export class Experts {
     router: RouterNames,
     private readonly shape: ExpertsShape,
   ) {
-    const { hidden, width, experts, zeroExperts } = shape;
-    const choices = experts + zeroExperts;
-    const names = (projection: string) =>
-      Array.from({ length: experts }, (_, e) => `${prefix}experts.${e}.${projection}_proj.weight`);
-    this.classifier = weights.exactMatrix(prefix + router.classifier, choices, hidden);
-    this.bias =
-      router.bias === undefined ? undefined : weights.floatVector(prefix + router.bias, choices);
-    this.gateUp = weights.joinedStack([names('gate'), names('up')], width, hidden);
-    this.down = weights.stack(names('down'), hidden, width);
+    this.taken = takeExperts(weights, prefix, router, shape);
   }
 
   /** Adds the result to `residual`. h and residual: [rows, hidden]. */
   addTo(residual: Tensor, ops: Ops, h: Tensor): void {
     const { experts, zeroExperts, router } = this.shape;
-    const { ids, weights } = ops.route(ops.linearFloat(h, this.classifier), this.bias, router);
+    const { classifier, bias, gateUp, down } = this.taken;
+    const { ids, weights } = ops.route(ops.linearFloat(h, classifier), bias, router);
     const plan = ops.expertPlan(ids, experts);
-    const inner = ops.swiglu(ops.groupedLinears(h, this.gateUp, plan, router.topK));
-    const y = ops.groupedLinear(inner, this.down, plan);
+    const inner = ops.swiglu(ops.groupedLinears(h, gateUp, plan, router.topK));
+    const y = ops.groupedLinear(inner, down, plan);
     ops.combine(residual, y, plan, weights, zeroExperts > 0 ? h : undefined);
   }
 }

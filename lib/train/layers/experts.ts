@@ -1,6 +1,11 @@
 import type { WeightSource } from '../../checkpoint/weights';
-import type { ExpertsShape, RouterNames } from '../../layers/experts';
-import type { ExpertPlan, Joined, Weight } from '../../native/ops';
+import {
+  takeExperts,
+  type ExpertsShape,
+  type ExpertsWeights,
+  type RouterNames,
+} from '../../layers/experts';
+import type { ExpertPlan, Joined } from '../../native/ops';
 import type { Tensor } from '../../native/tensor';
 import { addWeightGradients, type Pass } from '../pass';
 
@@ -20,10 +25,7 @@ export interface ExpertsRecord {
  * are chosen is held constant; their weights w carry the gradient to the router.
  */
 export class Experts {
-  private readonly classifier: Weight;
-  private readonly bias: Tensor | undefined;
-  private readonly gateUp: Joined;
-  private readonly down: Weight;
+  private readonly taken: ExpertsWeights;
 
   constructor(
     weights: WeightSource,
@@ -31,26 +33,18 @@ export class Experts {
     router: RouterNames,
     private readonly shape: ExpertsShape,
   ) {
-    const { hidden, width, experts, zeroExperts } = shape;
-    const choices = experts + zeroExperts;
-    const names = (projection: string) =>
-      Array.from({ length: experts }, (_, e) => `${prefix}experts.${e}.${projection}_proj.weight`);
-    this.classifier = weights.exactMatrix(prefix + router.classifier, choices, hidden);
-    this.bias =
-      router.bias === undefined ? undefined : weights.floatVector(prefix + router.bias, choices);
-    this.gateUp = weights.joinedStack([names('gate'), names('up')], width, hidden);
-    this.down = weights.stack(names('down'), hidden, width);
+    this.taken = takeExperts(weights, prefix, router, shape);
   }
 
   /** Adds the result to `residual`. */
   forward({ ops }: Pass, residual: Tensor, h: Tensor): ExpertsRecord {
     const { experts, zeroExperts, router } = this.shape;
-    const logits = ops.linearFloat(h, this.classifier);
-    const { ids, weights } = ops.route(logits, this.bias, router);
+    const logits = ops.linearFloat(h, this.taken.classifier);
+    const { ids, weights } = ops.route(logits, this.taken.bias, router);
     const plan = ops.expertPlan(ids, experts);
-    const gateUp = ops.groupedLinears(h, this.gateUp, plan, router.topK);
+    const gateUp = ops.groupedLinears(h, this.taken.gateUp, plan, router.topK);
     const inner = ops.swiglu(gateUp);
-    const y = ops.groupedLinear(inner, this.down, plan);
+    const y = ops.groupedLinear(inner, this.taken.down, plan);
     ops.combine(residual, y, plan, weights, zeroExperts > 0 ? h : undefined);
     return { h, logits, ids, weights, plan, gateUp, inner, y };
   }
@@ -62,13 +56,13 @@ export class Experts {
     const { h, logits, ids, weights, plan, gateUp, inner, y } = record;
     const zero = zeroExperts > 0 ? { identity: h, didentity: dh } : undefined;
     const { dy, dweights } = grads.combine(dResidual, y, plan, weights, zero);
-    this.addStackGradients(pass, [this.down], dy, inner, plan);
-    const dGateUp = grads.swiglu(grads.groupedInput(dy, this.down, plan), gateUp);
-    this.addStackGradients(pass, this.gateUp, dGateUp, h, plan, router.topK);
-    grads.sumSlots(dh, grads.groupedInputs(dGateUp, this.gateUp, plan), plan);
+    this.addStackGradients(pass, [this.taken.down], dy, inner, plan);
+    const dGateUp = grads.swiglu(grads.groupedInput(dy, this.taken.down, plan), gateUp);
+    this.addStackGradients(pass, this.taken.gateUp, dGateUp, h, plan, router.topK);
+    grads.sumSlots(dh, grads.groupedInputs(dGateUp, this.taken.gateUp, plan), plan);
     const dLogits = grads.route(dweights, logits, ids, router);
-    addWeightGradients(pass, [this.classifier], dLogits, h);
-    grads.addLinearInput(dh, dLogits, this.classifier);
+    addWeightGradients(pass, [this.taken.classifier], dLogits, h);
+    grads.addLinearInput(dh, dLogits, this.taken.classifier);
   }
 
   /** dw[e] += dyᵀ x of the rows of each expert, for stacks that are not frozen. */
