@@ -114,6 +114,8 @@ export interface NativeDevice {
 export interface Addon {
   Device: new (kind: DeviceKind) => NativeDevice;
   probeDevices(): NativeDeviceInfo[];
+  /** What malloc keeps of the memory that was freed. */
+  unusedHeapBytes(): number;
   cuda: boolean;
 }
 

@@ -1,4 +1,5 @@
 // The addon's exports.
+#include <malloc.h>
 #include <napi.h>
 
 #include "addon/environment.h"
@@ -26,6 +27,16 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
   return list;
 }
 
+// unusedHeapBytes(): what malloc keeps of the memory that was freed, up to 4 GiB
+Napi::Value unused_heap_bytes(const Napi::CallbackInfo& info) {
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+  // Not mallinfo2, which glibc has since 2.33; this one wraps.
+  const auto bytes = static_cast<uint32_t>(mallinfo().fordblks);
+#pragma GCC diagnostic pop
+  return Napi::Number::New(info.Env(), bytes);
+}
+
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   auto environment = std::make_unique<Environment>(env);
   environment->arena_class = Napi::Persistent(ArenaWrap::define(env));
@@ -35,6 +46,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
 
   exports.Set("Device", DeviceWrap::define(env));
   exports.Set("probeDevices", Napi::Function::New(env, probe, "probeDevices"));
+  exports.Set("unusedHeapBytes", Napi::Function::New(env, unused_heap_bytes, "unusedHeapBytes"));
 #ifdef LOZA_HAVE_CUDA
   exports.Set("cuda", true);
 #else
