@@ -52,10 +52,10 @@ may be held.
 A tenth of the cycles come first and are not counted: caches fill, and kernels are loaded when
 they are first used. Then memory is looked at ${looks} times, after a garbage collection each: what
 is resident, less what V8 and malloc keep without using it. Growth is the least of the second half
-of the looks less the least of the first; the trend is what a cycle of the second half adds, where
-these are 1,000 or more.
-Exit code 1 when the process has grown by more than ${formatBytes(allowedHostGrowth)}, memory in use
-on the GPU by more than ${formatBytes(allowedDeviceGrowth)}, or the trend is above ${allowedTrend} bytes a cycle.
+of the looks less the least of the first. "A cycle" is what one of the second half adds to what is
+allocated, where it has 500 or more.
+Exit code 1 when the process has grown by more than ${formatBytes(allowedHostGrowth)}, memory in use on
+the GPU by more than ${formatBytes(allowedDeviceGrowth)}, or what is allocated by more than ${allowedTrend} bytes a cycle.
 
 Examples:
   loza soak models/loza-tiny --loads 1000 --aborts 1000
@@ -225,7 +225,7 @@ function describe(reports: readonly SoakReport[], where: string, passed: boolean
     formatBytes(report.host[0] ?? 0),
     formatBytes(report.host.at(-1) ?? 0),
     signed(report.hostGrowth),
-    report.hostTrend === null ? '-' : signed(Math.round(report.hostTrend)),
+    report.trend === null ? '-' : signed(Math.round(report.trend)),
     report.deviceGrowth === null ? '-' : signed(report.deviceGrowth),
     report.passed ? 'PASS' : 'FAIL',
   ]);

@@ -27,14 +27,17 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
   return list;
 }
 
-// unusedHeapBytes(): what malloc keeps of the memory that was freed, up to 4 GiB
-Napi::Value unused_heap_bytes(const Napi::CallbackInfo& info) {
+// mallocBytes(): what was got of malloc, and what it keeps of the memory that was freed
+Napi::Value malloc_bytes(const Napi::CallbackInfo& info) {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"
-  // Not mallinfo2, which glibc has since 2.33; this one wraps.
-  const auto bytes = static_cast<uint32_t>(mallinfo().fordblks);
+  // Not mallinfo2, which glibc has since 2.33. The fields of this one are those modulo 2^32.
+  const struct mallinfo all = mallinfo();
 #pragma GCC diagnostic pop
-  return Napi::Number::New(info.Env(), bytes);
+  const auto bytes = Napi::Object::New(info.Env());
+  bytes.Set("used", static_cast<uint32_t>(all.uordblks) + static_cast<uint32_t>(all.hblkhd));
+  bytes.Set("unused", static_cast<uint32_t>(all.fordblks));
+  return bytes;
 }
 
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
@@ -46,7 +49,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
 
   exports.Set("Device", DeviceWrap::define(env));
   exports.Set("probeDevices", Napi::Function::New(env, probe, "probeDevices"));
-  exports.Set("unusedHeapBytes", Napi::Function::New(env, unused_heap_bytes, "unusedHeapBytes"));
+  exports.Set("mallocBytes", Napi::Function::New(env, malloc_bytes, "mallocBytes"));
 #ifdef LOZA_HAVE_CUDA
   exports.Set("cuda", true);
 #else
