@@ -176,7 +176,10 @@ async function printObject(
   options: GenerateOptions & { n: number },
   context: Context,
 ): Promise<void> {
-  const alternatives: GeneratePart['alternatives'][][] = Array.from({ length: options.n }, () => []);
+  const alternatives: GeneratePart['alternatives'][][] = Array.from(
+    { length: options.n },
+    () => [],
+  );
   const generation = model.generate(prompt, { ...options, signal: context.signal });
   for await (const part of generation) alternatives[part.sample ?? 0]?.push(part.alternatives);
   const wanted = typeof options.logprobs === 'number' && options.logprobs > 0;

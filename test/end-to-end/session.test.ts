@@ -75,7 +75,9 @@ describe.each([true, false])('with prefixCache: %p', (prefixCache) => {
     await using model = await loadGolden({ prefixCache });
     const session = model.createSession();
     const said = Array.from(text(1200, 1));
-    const history = said.concat(Array.from((await session.generate(said, options).result()).tokens));
+    const history = said.concat(
+      Array.from((await session.generate(said, options).result()).tokens),
+    );
     const held = model.memory.kv.full.resident;
     const length = Math.max(0, history.length - back);
     session.truncate(length);
