@@ -9,6 +9,8 @@ import { Device, listDevices } from '../native/device';
 export interface MemoryVerdict {
   /** At each look, after a garbage collection: resident memory less what V8 and malloc keep unused. */
   host: number[];
+  /** What these keep. */
+  unused: number[];
   /** In objects of JavaScript and in what was got of malloc: no page that is touched late counts. */
   allocated: number[];
   /** Memory in use on the GPU; null on the CPU. */
@@ -23,6 +25,8 @@ export interface MemoryVerdict {
 /** Growth that says nothing: kernels and code are loaded when needed, a GPU gives 2 MiB at a time. */
 export const allowedHostGrowth = 8 * 2 ** 20;
 export const allowedDeviceGrowth = 4 * 2 ** 20;
+/** What V8 and malloc may keep of freed memory is bounded by more, but bounded. */
+const allowedUnusedGrowth = 48 * 2 ** 20;
 /** Bytes a cycle, where there are enough cycles to tell them from what memory does by itself. */
 export const allowedTrend = 512;
 const cyclesForTrend = 500;
@@ -31,6 +35,7 @@ const cyclesForTrend = 500;
 export class MemoryWatch {
   private readonly cycles: number[] = [];
   private readonly host: number[] = [];
+  private readonly unused: number[] = [];
   private readonly allocated: number[] = [];
   private readonly device: number[] = [];
 
@@ -42,24 +47,27 @@ export class MemoryWatch {
 
   /** When so many cycles are done, and nothing is on its way. */
   async look(cycles: number): Promise<void> {
-    const { resident, allocated } = await hostBytes();
+    const { resident, unused, allocated } = await hostBytes();
     this.cycles.push(cycles);
-    this.host.push(resident);
+    this.host.push(resident - unused);
+    this.unused.push(unused);
     this.allocated.push(allocated);
     if (this.kind === 'cuda') this.device.push(usedBytes(this.kind));
   }
 
   report(): MemoryVerdict {
-    const { cycles, host, allocated, kind } = this;
+    const { cycles, host, unused, allocated, kind } = this;
     const device = kind === 'cuda' ? this.device : null;
     const hostGrowth = growth(host);
     const deviceGrowth = device === null ? null : growth(device);
     const perCycle = trend(cycles, allocated);
     const passed =
       hostGrowth <= allowedHostGrowth &&
+      growth(unused) <= allowedUnusedGrowth &&
       (deviceGrowth ?? 0) <= allowedDeviceGrowth &&
       (perCycle ?? 0) <= allowedTrend;
-    return { host, allocated, device, hostGrowth, deviceGrowth, trend: perCycle, passed };
+    const lists = { host, unused, allocated, device };
+    return { ...lists, hostGrowth, deviceGrowth, trend: perCycle, passed };
   }
 }
 
@@ -73,21 +81,18 @@ export function growth(bytes: readonly number[]): number {
 }
 
 /**
- * Bytes a cycle over the later half of the looks: the median of the slopes between any two of them,
- * so that a single step, or a look at a bad moment, is no trend.
+ * Bytes that a cycle of the later half of the looks leaves for good, but for the largest step: a
+ * buffer that is made larger once is no leak.
  */
 export function trend(cycles: readonly number[], bytes: readonly number[]): number | null {
-  const first = halfOf(bytes) - 1;
-  const from = cycles[first] ?? 0;
-  if ((cycles.at(-1) ?? 0) - from < cyclesForTrend) return null;
-  const slopes: number[] = [];
-  for (let a = first; a < bytes.length; a++) {
-    for (let b = a + 1; b < bytes.length; b++) {
-      const done = cycles[b]! - cycles[a]!;
-      if (done > 0) slopes.push((bytes[b]! - bytes[a]!) / done);
-    }
-  }
-  return slopes.sort((a, b) => a - b)[Math.floor(slopes.length / 2)] ?? null;
+  const from = halfOf(cycles) - 1;
+  const count = (cycles.at(-1) ?? 0) - (cycles[from] ?? 0);
+  if (count < cyclesForTrend) return null;
+  // At each look, what is never given back later.
+  const left = bytes.slice(from).map((_, i) => Math.min(...bytes.slice(from + i)));
+  const steps = left.slice(1).map((now, i) => now - left[i]!);
+  const sum = steps.reduce((all, step) => all + step, 0);
+  return (sum - Math.max(0, ...steps)) / count;
 }
 
 let collectGarbage: (() => void) | undefined;
@@ -97,23 +102,26 @@ let collectGarbage: (() => void) | undefined;
  * for thousands of cycles: V8's heap, which it lets grow from 9 to 41 MB whatever is alive, and what
  * malloc keeps of the memory that was freed, up to its threshold for each thread that ever used any.
  */
-async function hostBytes(): Promise<{ resident: number; allocated: number }> {
+async function hostBytes(): Promise<{ resident: number; unused: number; allocated: number }> {
   if (collectGarbage === undefined) {
     setFlagsFromString('--expose-gc');
     collectGarbage = runInNewContext('gc') as () => void;
   }
-  let [resident, allocated] = [Infinity, Infinity];
+  let least = { resident: Infinity, unused: 0, allocated: Infinity };
   // Finalizers of native objects run in later turns, and free what the next collection finds; and V8
   // may be compiling just now.
   for (let i = 0; i < 5; i++) {
     collectGarbage();
     await nextTurn();
     const { total_physical_size: heap, used_heap_size: alive } = getHeapStatistics();
-    const { used, unused } = addon().mallocBytes();
-    resident = Math.min(resident, process.memoryUsage.rss() - (heap - alive) - unused);
-    allocated = Math.min(allocated, alive + used);
+    const malloc = addon().mallocBytes();
+    const resident = process.memoryUsage.rss();
+    const unused = heap - alive + malloc.unused;
+    const allocated = Math.min(least.allocated, alive + malloc.used);
+    const isLess = resident - unused < least.resident - least.unused;
+    least = isLess ? { resident, unused, allocated } : { ...least, allocated };
   }
-  return { resident, allocated };
+  return least;
 }
 
 function usedBytes(kind: DeviceKind): number {

@@ -17,14 +17,18 @@ describe('the trend of what is allocated', () => {
     );
 
   test('is what each cycle of the second half adds', () => {
-    expect(of((cycle) => 1024 * cycle)).toBeCloseTo(1024, -2);
+    expect(of((cycle) => 1024 * cycle)).toBeGreaterThan(800);
+    expect(of((cycle) => 1024 * cycle)).toBeLessThan(1100);
+    expect(of((cycle, i) => 1024 * cycle + (i < 15 ? 0 : 6e5))).toBeGreaterThan(800);
     expect(Math.abs(of(() => 0)!)).toBeLessThan(100);
   });
 
   test('is not what comes at the beginning, or once', () => {
     expect(Math.abs(of((cycle) => 1024 * Math.min(cycle, 1800))!)).toBeLessThan(100);
-    expect(Math.abs(of((_, i) => (i < 17 ? 0 : 3e6))!)).toBeLessThan(200);
-    expect(Math.abs(of((_, i) => (i === 14 ? 3e6 : 0))!)).toBeLessThan(100);
+    for (const at of [11, 14, 17]) {
+      expect(Math.abs(of((_, i) => (i < at ? 0 : 6e5))!)).toBeLessThan(100);
+    }
+    expect(Math.abs(of((_, i) => (i % 7 === 5 ? 3e6 : 0))!)).toBeLessThan(100);
   });
 
   test('says nothing of few cycles', () => {
@@ -49,7 +53,7 @@ describe('a cycle', () => {
     ['memory outside of the heap', () => kept.push(new Uint8Array(1024))],
   ])('that keeps 1 KiB in %s does not pass', async (_, leak) => {
     const { trend, passed } = await verdict(leak);
-    expect(trend).toBeGreaterThan(900);
+    expect(trend).toBeGreaterThan(700);
     expect(trend).toBeLessThan(1600);
     expect(passed).toBe(false);
   });
