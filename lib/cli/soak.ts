@@ -52,8 +52,8 @@ may be held.
 A tenth of the cycles come first and are not counted: caches fill, and kernels are loaded when
 they are first used. Then memory is looked at ${looks} times, after a garbage collection each: what
 is resident, less what V8 and malloc keep without using it. Growth is the least of the second half
-of the looks less the least of the first. "A cycle" is what one of the second half adds to what is
-allocated, where it has 500 or more.
+of the looks less the least of the first. "A cycle" is what one of the second half, where it has
+500 or more, adds to what is allocated, but for the largest step.
 Exit code 1 when the process has grown by more than ${formatBytes(allowedHostGrowth)}, memory in use on
 the GPU by more than ${formatBytes(allowedDeviceGrowth)}, or what is allocated by more than ${allowedTrend} bytes a cycle.
 
