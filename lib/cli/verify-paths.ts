@@ -138,7 +138,7 @@ export async function verifyPaths(
   const { exams, plain } = await withModel(dir, whole, context, async (model) => {
     const exams: Exam[] = [];
     for (const ask of known) exams.push(await makeExam(model, ask, signal));
-    const proof = new Proof(model, margin, signal, []);
+    const proof = new Proof(model, margin, signal, [], longest);
     const plain: GenerateResult[] = [];
     for (const { ask } of exams) plain.push(await proof.generate(ask.inputIds, ask));
     return { exams, plain };
@@ -150,7 +150,7 @@ export async function verifyPaths(
     const { greedy, problem } = await withModel(dir, how, context, async (model) => {
       const progress = startProgress(context, 'paths', 'runs');
       progress.update(verdicts.length, names.length);
-      const proof = new Proof(model, margin, signal, plain);
+      const proof = new Proof(model, margin, signal, plain, longest);
       try {
         await run(proof, exams);
         return proof;
@@ -190,6 +190,8 @@ class Proof {
     readonly signal: AbortSignal,
     /** What each prompt gave when it was read in one chunk, alone, without recorded steps. */
     readonly plain: readonly GenerateResult[],
+    /** As in `Path.load`. */
+    readonly longest: number,
   ) {}
 
   /** `tokens` are what the path answered; true if they are as expected. */
@@ -344,18 +346,16 @@ async function firstTurn(proof: Proof, { ask }: Exam): Promise<Session | undefin
   return undefined;
 }
 
+/** The longest prompt, for which there are blocks only as long as the other text is short. */
 async function preempted(proof: Proof, exams: readonly Exam[]): Promise<void> {
-  const longest = Math.max(...exams.map(({ ask }) => ask.inputIds.length));
-  const chunkTokens = slowly(longest);
-  for (const { ask } of exams) {
-    const before = proof.model.status.preemptions;
-    const other = proof.write(1, Math.ceil(longest / chunkTokens), 'other');
-    const { tokens } = await proof.generate(ask.inputIds, ask);
-    await other;
-    proof.compare(tokens, ask);
-    if (ask.inputIds.length < longest) continue; // there may be blocks for both
-    proof.expect(proof.model.status.preemptions > before, 'it was not preempted');
-  }
+  const [{ ask }] = [...exams].sort((a, b) => sizeOf(b.ask) - sizeOf(a.ask)) as [Exam];
+  const before = proof.model.status.preemptions;
+  const beside = Math.ceil(ask.inputIds.length / slowly(proof.longest));
+  const other = proof.write(1, beside, 'other');
+  const { tokens } = await proof.generate(ask.inputIds, ask);
+  await other;
+  proof.compare(tokens, ask);
+  proof.expect(proof.model.status.preemptions > before, 'it was not preempted');
 }
 
 async function scored(proof: Proof, exams: readonly Exam[]): Promise<void> {
