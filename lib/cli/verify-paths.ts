@@ -145,7 +145,7 @@ export async function verifyPaths(
   });
   const verdicts: PathVerdict[] = [];
   for (const path of names) {
-    const { about, load, run } = paths[path] as Path;
+    const { about, load, run } = paths[path];
     const how = { ...options, ...load(longest) };
     const { greedy, problem } = await withModel(dir, how, context, async (model) => {
       const progress = startProgress(context, 'paths', 'runs');

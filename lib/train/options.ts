@@ -12,6 +12,8 @@ export interface TrainOptions {
   attention?: 'auto' | 'full' | undefined;
   /** Tokens of a sequence (default 4,096, or the model's positions if those are fewer). */
   sequenceLength?: number | undefined;
+  /** Stretches the model's positions by YaRN, here and in the config that is written. */
+  yarnFactor?: number | undefined;
   /** Optimiser steps (default 200), and sequences of a step (default 8). */
   steps?: number | undefined;
   batch?: number | undefined;
@@ -50,16 +52,20 @@ export type TrainProgress =
   | { phase: 'saving'; step: number };
 
 export type ResolvedTrainOptions = {
-  [Key in Exclude<keyof TrainOptions, 'signal' | 'onProgress'>]-?: Exclude<
+  [Key in Exclude<keyof TrainOptions, 'signal' | 'onProgress' | 'yarnFactor'>]-?: Exclude<
     TrainOptions[Key],
     undefined
   >;
-} & { signal: AbortSignal | undefined; onProgress: (progress: TrainProgress) => void };
+} & {
+  yarnFactor: number | undefined;
+  signal: AbortSignal | undefined;
+  onProgress: (progress: TrainProgress) => void;
+};
 
 const names = [
   ...['data', 'out', 'attention', 'sequenceLength', 'steps', 'batch', 'learningRate'],
   ...['weightDecay', 'clip', 'seed', 'lossOn', 'saveEvery', 'device', 'dtype', 'signal'],
-  'onProgress',
+  ...['onProgress', 'yarnFactor'],
 ];
 
 /** Fills in the defaults. Throws ERR_LOZA_INVALID_ARG with the option's name. */
@@ -77,6 +83,7 @@ export function resolveTrainOptions(
     out: folder(options.out),
     attention: choice('attention', options.attention, ['auto', 'full']),
     sequenceLength: whole('sequenceLength', sequenceLength, 2, maxPosition),
+    yarnFactor: options.yarnFactor,
     steps: whole('steps', options.steps ?? 200, 1, many),
     batch: whole('batch', options.batch ?? 8, 1, many),
     learningRate: real('learningRate', options.learningRate ?? 1e-4, 0, 1),

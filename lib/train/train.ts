@@ -1,6 +1,3 @@
-import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
-
 import { readSafetensorsHeader } from '../checkpoint/safetensors';
 import { LozaError, throwIfAborted } from '../errors';
 import type { LoadPlan } from '../load-model';
@@ -16,12 +13,13 @@ import { planMemory, reserve } from './memory-plan';
 import type { TrainableModel } from './model/trainable-model';
 import { nextTokenLoss } from './objectives';
 import { resolveTrainOptions, type ResolvedTrainOptions, type TrainOptions } from './options';
-import { TrainableWeights, trainingBytes } from './parameters';
+import { checkTrainable, TrainableWeights, trainingBytes } from './parameters';
 import { zeros, type AttentionMode, type Pass } from './pass';
 import { RunFolder } from './run-folder';
 import { learningRate } from './schedule';
 import { openDevice, openSession, planTraining, type Session } from './session';
 import { untilAborted } from './until-aborted';
+import { writeConfig } from './write-config';
 
 /** What came of a training: the content of training.json. */
 export interface TrainingReport {
@@ -53,7 +51,9 @@ const eps = 1e-8;
  * ERR_LOZA_OUT_OF_MEMORY with the memory that is needed, ERR_LOZA_ABORTED, and those of loading.
  */
 export async function train(dir: string, options: TrainOptions): Promise<TrainingReport> {
-  const plan = await planTraining(dir, options.attention ?? 'auto', options.signal);
+  const { attention = 'auto', yarnFactor } = options;
+  const plan = await planTraining(dir, attention, options.signal, yarnFactor);
+  checkTrainable(plan.checkpoint);
   const resolved = resolveTrainOptions(options, plan.maxPosition);
   const { signal, onProgress, steps, batch } = resolved;
   const data = await loadData(plan, { ...resolved, enough: steps * batch }, onProgress);
@@ -108,9 +108,9 @@ async function readSaved(folder: RunFolder): Promise<TrainState | undefined> {
 
 function decisiveOptions(options: ResolvedTrainOptions): Record<string, unknown> {
   const { attention, sequenceLength, steps, batch, learningRate, weightDecay } = options;
-  const { clip, seed, lossOn } = options;
+  const { clip, seed, lossOn, yarnFactor } = options;
   const optimizer = { learningRate, weightDecay, clip };
-  return { attention, sequenceLength, steps, batch, ...optimizer, seed, lossOn };
+  return { attention, sequenceLength, yarnFactor, steps, batch, ...optimizer, seed, lossOn };
 }
 
 /** Enqueues the loss of one round, forward and back: f32 [labelled]. */
@@ -238,10 +238,9 @@ class Training {
     const { folder, weights, state, options } = this;
     options.onProgress({ phase: 'saving', step });
     await weights.writeState(folder.stateFile, folder.stamp(state));
-    const { checkpoint } = this.session.plan;
-    await folder.copyCompanions(checkpoint);
-    const config = await readFile(join(checkpoint.dir, 'config.json'), 'utf8');
-    await writeAtomically(folder.file('config.json'), config);
+    const { plan } = this.session;
+    await folder.copyCompanions(plan.checkpoint);
+    await writeConfig(folder, plan);
     await weights.writeCheckpoint(folder.file('model.safetensors'));
   }
 }
