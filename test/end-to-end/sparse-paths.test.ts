@@ -38,12 +38,13 @@ async function questions(): Promise<Question[]> {
   const tokenizer = (await Tokenizer.load(tinyDir, 2048))!;
   const template = await ChatTemplate.load(tinyDir);
   const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false });
-  const maker = await PromptMaker.create(1, builtInText, async (text) => {
-    return (await encode(text)).length;
+  const maker = await PromptMaker.create(1, builtInText, async (parts) => {
+    return (await encode(parts.join(''))).length;
   });
   return Promise.all(
     depths.map(async (depth) => {
-      const { content, expected, places } = await maker.make('passkey', length, depth, 0);
+      const { parts, expected, places } = await maker.make('passkey', length, depth, 0);
+      const content = parts.join('');
       const ids = await encode(template.render([{ role: 'user', content }]));
       return { ids, key: expected[0]!, place: places[0]! };
     }),
