@@ -41,6 +41,11 @@ export function registerTrain(program: Command, context: Context): void {
       'norm that the gradient is brought down to (default 1)',
       realNumber(0, 1e9),
     )
+    .option(
+      '--balance-rate <x>',
+      'what correction biases change by at each step, to even the loads of experts (default 0)',
+      realNumber(0, 1),
+    )
     .addOption(choiceFlag('--loss-on <tokens>', 'tokens that count', ['all', 'answers', 'auto']))
     .option(
       '--save-every <n>',
@@ -71,7 +76,8 @@ async function run(dir: string, flags: TrainFlags, context: Context): Promise<vo
 
 function describeProgress(progress: OwnProgress): string {
   if (progress.phase === 'saving') return `saving step ${progress.step}`;
-  const { step, steps, loss, norm, learningRate } = progress;
+  const { step, steps, loss, norm, learningRate, busiest } = progress;
+  const load = busiest === undefined ? '' : `, busiest expert x ${busiest.toFixed(2)}`;
   const figures = `loss ${loss.toFixed(4)}, gradient ${norm.toPrecision(3)}, rate ${learningRate.toExponential(1)}`;
-  return `step ${step} of ${steps}, ${figures}`;
+  return `step ${step} of ${steps}, ${figures}${load}`;
 }

@@ -23,6 +23,11 @@ export interface TrainOptions {
   weightDecay?: number | undefined;
   /** The norm that the gradient is brought down to (default 1); 0 leaves it. */
   clip?: number | undefined;
+  /**
+   * What the correction biases of routers change by after each step, so that the loads of experts come
+   * together (default 0: not at all). DeepSeek-V3 was trained with 0.001.
+   */
+  balanceRate?: number | undefined;
   /** Decides the order of the data (default 0). */
   seed?: number | undefined;
   /** Which tokens count (default 'all'); 'auto': answers if the data have any. */
@@ -48,6 +53,8 @@ export type TrainProgress =
       /** Norm of the gradient before it was clipped. */
       norm: number;
       learningRate: number;
+      /** With `balanceRate`: times the mean load that the busiest expert had, in the mean of layers. */
+      busiest: number | undefined;
     }
   | { phase: 'saving'; step: number };
 
@@ -65,7 +72,7 @@ export type ResolvedTrainOptions = {
 const names = [
   ...['data', 'out', 'attention', 'sequenceLength', 'steps', 'batch', 'learningRate'],
   ...['weightDecay', 'clip', 'seed', 'lossOn', 'saveEvery', 'device', 'dtype', 'signal'],
-  ...['onProgress', 'yarnFactor'],
+  ...['onProgress', 'yarnFactor', 'balanceRate'],
 ];
 
 /** Fills in the defaults. Throws ERR_LOZA_INVALID_ARG with the option's name. */
@@ -89,6 +96,7 @@ export function resolveTrainOptions(
     learningRate: real('learningRate', options.learningRate ?? 1e-4, 0, 1),
     weightDecay: real('weightDecay', options.weightDecay ?? 0.1, 0, 1e3),
     clip: real('clip', options.clip ?? 1, 0, 1e9),
+    balanceRate: real('balanceRate', options.balanceRate ?? 0, 0, 1),
     seed: whole('seed', options.seed ?? 0, 0, Number.MAX_SAFE_INTEGER),
     lossOn: choice('lossOn', options.lossOn, ['all', 'answers', 'auto']),
     saveEvery: whole('saveEvery', options.saveEvery ?? 100, 1, many),

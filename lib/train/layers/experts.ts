@@ -42,6 +42,7 @@ export class Experts {
     const { grads } = pass;
     const { zeroExperts, router } = this.shape;
     const { h, logits, ids, weights, plan, gateUp, inner, y } = record;
+    if (this.taken.bias !== undefined) pass.routed?.(this.taken.bias, plan.starts);
     const zero = zeroExperts > 0 ? { identity: h, didentity: dh } : undefined;
     const { dy, dweights } = grads.combine(dResidual, y, plan, weights, zero);
     this.addStackGradients(pass, [this.taken.down], dy, inner, plan);
