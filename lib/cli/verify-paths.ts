@@ -120,7 +120,7 @@ export const pathNames = Object.keys(paths) as PathName[];
 /**
  * Answers the prompts on every path that the engine has. The greedy tokens must be as expected, up
  * to one that won by at most `margin`; the next turns must be answered as the whole text is that was
- * read in one chunk.
+ * read in one chunk. Prompts that leave no positions for a next turn are left out.
  */
 export async function verifyPaths(
   dir: string,
@@ -137,12 +137,15 @@ export async function verifyPaths(
   const whole = { ...options, ...eager, chunkTokens: longest };
   const { exams, plain } = await withModel(dir, whole, context, async (model) => {
     const exams: Exam[] = [];
-    for (const ask of known) exams.push(await makeExam(model, ask, signal));
+    const { maxPosition } = model.info;
+    const fitting = known.filter((ask) => sizeOf(ask) + turnTokens <= maxPosition);
+    for (const ask of fitting) exams.push(await makeExam(model, ask, signal));
     const proof = new Proof(model, margin, signal, [], longest);
     const plain: GenerateResult[] = [];
     for (const { ask } of exams) plain.push(await proof.generate(ask.inputIds, ask));
     return { exams, plain };
   });
+  if (exams.length === 0) return [];
   const verdicts: PathVerdict[] = [];
   for (const path of names) {
     const { about, load, run } = paths[path];
