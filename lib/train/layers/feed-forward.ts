@@ -1,5 +1,4 @@
-import type { WeightSource } from '../../checkpoint/weights';
-import type { Joined, Weight } from '../../native/ops';
+import type { FeedForwardWeights } from '../../layers/feed-forward';
 import type { Tensor } from '../../native/tensor';
 import { addWeightGradients, type Pass } from '../pass';
 
@@ -11,23 +10,13 @@ export interface FeedForwardRecord {
 
 /** SwiGLU: W_down ( silu(W_gate h) * (W_up h) ). */
 export class FeedForward {
-  private readonly gateUp: Joined;
-  private readonly down: Weight;
-
-  constructor(weights: WeightSource, prefix: string, hidden: number, width: number) {
-    const inner = ['gate', 'up'].map((name) => ({
-      name: `${prefix}${name}_proj.weight`,
-      rows: width,
-    }));
-    this.gateUp = weights.joined(inner, hidden);
-    this.down = weights.matrix(`${prefix}down_proj.weight`, hidden, width);
-  }
+  constructor(private readonly taken: FeedForwardWeights) {}
 
   /** Adds the result to `residual`. */
   forward({ ops }: Pass, residual: Tensor, h: Tensor): FeedForwardRecord {
-    const gateUp = ops.linears(h, this.gateUp);
+    const gateUp = ops.linears(h, this.taken.gateUp);
     const inner = ops.swiglu(gateUp);
-    ops.addLinear(residual, inner, this.down);
+    ops.addLinear(residual, inner, this.taken.down);
     return { h, gateUp, inner };
   }
 
@@ -39,10 +28,11 @@ export class FeedForward {
     dh: Tensor,
   ): void {
     const { grads, ops } = pass;
+    const { taken } = this;
     const dy = ops.toActivation(dResidual);
-    addWeightGradients(pass, [this.down], dy, inner);
-    const dGateUp = grads.swiglu(grads.linearInput(dy, this.down), gateUp);
-    addWeightGradients(pass, this.gateUp, dGateUp, h);
-    grads.addLinearsInput(dh, dGateUp, this.gateUp);
+    addWeightGradients(pass, [taken.down], dy, inner);
+    const dGateUp = grads.swiglu(grads.linearInput(dy, taken.down), gateUp);
+    addWeightGradients(pass, taken.gateUp, dGateUp, h);
+    grads.addLinearsInput(dh, dGateUp, taken.gateUp);
   }
 }
