@@ -47,12 +47,12 @@ struct Product {
 //   out[i, :] = weight[e] x[source(i), :], or +=,  source(i) = order ? order[i] / top_k : i
 // Rows from starts[experts] on are left as they are.
 struct GroupedProduct {
-  Tensor out;       // [slots, n]
-  Tensor x;         // [rows, k]
-  Tensor weight;    // [experts, n, k], contiguous along k, or with `along_n` along n
-  Tensor scale{};   // [experts, ceil(n / 128), ceil(k / 128)] of f8e4m3 weights, which lie along k
-  Tensor starts;    // i32 [experts + 1]
-  Tensor order{};   // i32 [slots]; may be absent
+  Tensor out;      // [slots, n]
+  Tensor x;        // [rows, k]
+  Tensor weight;   // [experts, n, k], contiguous along k, or with `along_n` along n
+  Tensor scale{};  // [experts, ceil(n / 128), ceil(k / 128)] of f8e4m3 weights, which lie along k
+  Tensor starts;   // i32 [experts + 1]
+  Tensor order{};  // i32 [slots]; may be absent
   int32_t top_k = 1;
   bool along_n = false;
   bool accumulate = false;
