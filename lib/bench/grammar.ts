@@ -1,4 +1,4 @@
-import { LozaError } from '../errors';
+import { LozaError, show } from '../errors';
 
 /** One test, in llama-bench's terms: pp reads a prompt, tg generates; both start at a depth. */
 export interface BenchTest {
@@ -109,5 +109,7 @@ export function normalizeArguments(args: readonly string[]): string[] {
 }
 
 function wrong(text: string, expected: string): LozaError {
-  return new LozaError('ERR_LOZA_INVALID_ARG', `'${text}' must be ${expected}`, { value: text });
+  return new LozaError('ERR_LOZA_INVALID_ARG', `${show(text)} must be ${expected}`, {
+    value: text,
+  });
 }

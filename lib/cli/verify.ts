@@ -100,7 +100,10 @@ export function registerVerify(program: Command, context: Context): void {
         .argParser(listOf(wholeNumber(1, 4096)))
         .default([], 'none'),
     );
-  addLoadFlags(command)
+  addLoadFlags(command, [
+    ...(['device', 'attention', 'sinkBlocks', 'localBlocks', 'dtype', 'kvDtype'] as const),
+    ...(['yarnFactor', 'maxTokens', 'stepTokens', 'chunkTokens'] as const),
+  ])
     .addHelpText('after', examples)
     .action((dir: string, flags: VerifyFlags) => verify(dir, flags, context));
 }
