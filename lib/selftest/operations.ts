@@ -34,6 +34,26 @@ import { swigluGradient } from './cases/swiglu-gradient';
 
 export type AnyOperation = OperationCases<{ name: string }, HostTensors>;
 
+/** Those of the reverse pass and of training. */
+export const gradientOperations: readonly AnyOperation[] = [
+  linearInputGradient,
+  linearWeightGradient,
+  rmsNormGradient,
+  swigluGradient,
+  routeGradient,
+  groupedLinearInputGradient,
+  groupedLinearWeightGradient,
+  combineGradient,
+  sumSlots,
+  gatherRowsGradient,
+  crossEntropy,
+  squaredDifference,
+  blend,
+  dot,
+  adamw,
+  clipFactor,
+];
+
 /** Every operation of native/ops that computes something, and the cases it is tried on. */
 export const operations: readonly AnyOperation[] = [
   cast,
@@ -56,20 +76,5 @@ export const operations: readonly AnyOperation[] = [
   groupedLinear,
   combine,
   sample,
-  linearInputGradient,
-  linearWeightGradient,
-  rmsNormGradient,
-  swigluGradient,
-  routeGradient,
-  groupedLinearInputGradient,
-  groupedLinearWeightGradient,
-  combineGradient,
-  sumSlots,
-  gatherRowsGradient,
-  crossEntropy,
-  squaredDifference,
-  blend,
-  dot,
-  adamw,
-  clipFactor,
+  ...gradientOperations,
 ];

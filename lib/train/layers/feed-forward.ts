@@ -1,5 +1,5 @@
 import type { WeightSource } from '../../checkpoint/weights';
-import type { Joined, Weight } from '../../native/ops';
+import { takeFeedForward, type FeedForwardWeights } from '../../layers/feed-forward';
 import type { Tensor } from '../../native/tensor';
 import { addWeightGradients, type Pass } from '../pass';
 
@@ -11,23 +11,17 @@ export interface FeedForwardRecord {
 
 /** SwiGLU: W_down ( silu(W_gate h) * (W_up h) ). */
 export class FeedForward {
-  private readonly gateUp: Joined;
-  private readonly down: Weight;
+  private readonly taken: FeedForwardWeights;
 
   constructor(weights: WeightSource, prefix: string, hidden: number, width: number) {
-    const inner = ['gate', 'up'].map((name) => ({
-      name: `${prefix}${name}_proj.weight`,
-      rows: width,
-    }));
-    this.gateUp = weights.joined(inner, hidden);
-    this.down = weights.matrix(`${prefix}down_proj.weight`, hidden, width);
+    this.taken = takeFeedForward(weights, prefix, hidden, width);
   }
 
   /** Adds the result to `residual`. */
   forward({ ops }: Pass, residual: Tensor, h: Tensor): FeedForwardRecord {
-    const gateUp = ops.linears(h, this.gateUp);
+    const gateUp = ops.linears(h, this.taken.gateUp);
     const inner = ops.swiglu(gateUp);
-    ops.addLinear(residual, inner, this.down);
+    ops.addLinear(residual, inner, this.taken.down);
     return { h, gateUp, inner };
   }
 
@@ -40,9 +34,9 @@ export class FeedForward {
   ): void {
     const { grads, ops } = pass;
     const dy = ops.toActivation(dResidual);
-    addWeightGradients(pass, [this.down], dy, inner);
-    const dGateUp = grads.swiglu(grads.linearInput(dy, this.down), gateUp);
-    addWeightGradients(pass, this.gateUp, dGateUp, h);
-    grads.addLinearsInput(dh, dGateUp, this.gateUp);
+    addWeightGradients(pass, [this.taken.down], dy, inner);
+    const dGateUp = grads.swiglu(grads.linearInput(dy, this.taken.down), gateUp);
+    addWeightGradients(pass, this.taken.gateUp, dGateUp, h);
+    grads.addLinearsInput(dh, dGateUp, this.taken.gateUp);
   }
 }
