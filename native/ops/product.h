@@ -13,6 +13,20 @@
 
 namespace loza {
 
+// The scales of a weight, one a block of 128 x 128: there, and only there, where it is f8e4m3.
+inline void expect_scale(const char* name, const Tensor& weight, const Tensor& scale) {
+  const bool quantised = weight.dtype == DType::kF8E4M3;
+  check(quantised == static_cast<bool>(scale), name, ": belongs to f8e4m3 weights, got weight ",
+        weight, " and ", scale);
+  if (!quantised) return;
+  const auto blocks = [](int64_t extent) { return (extent + kScaleBlock - 1) / kScaleBlock; };
+  const int64_t n = blocks(weight.dim(-2)), k = blocks(weight.dim(-1));
+  if (weight.rank == 3)
+    expect(name, scale, DType::kF32, weight.dim(0), n, k);
+  else
+    expect(name, scale, DType::kF32, n, k);
+}
+
 // The last two dimensions change places.
 inline Tensor transposed(Tensor tensor) {
   std::swap(tensor.shape[tensor.rank - 2], tensor.shape[tensor.rank - 1]);

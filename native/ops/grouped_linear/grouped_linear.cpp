@@ -14,13 +14,7 @@ void GroupedLinearParams::check(DType act) const {
   expect("grouped_linear: starts", starts, DType::kI32, experts + 1);
   if (order) expect("grouped_linear: order", order, DType::kI32, out.dim(0));
   loza::check(top_k >= 1, "grouped_linear: top_k is ", top_k);
-  const bool quantised = weight.dtype == DType::kF8E4M3;
-  loza::check(quantised == static_cast<bool>(scale),
-              "grouped_linear: a scale belongs to f8e4m3 weights, got weight ", weight, " and ",
-              scale);
-  if (!quantised) return;
-  expect("grouped_linear: scale", scale, DType::kF32, experts, (n + kScaleBlock - 1) / kScaleBlock,
-         (k + kScaleBlock - 1) / kScaleBlock);
+  expect_scale("grouped_linear: scale", weight, scale);
 }
 
 namespace cpu {

@@ -17,6 +17,7 @@
 #include "cuda/launch.h"
 #include "cuda/product.h"
 #include "cuda/quantise.h"
+#include "cuda/reduce.cuh"
 
 namespace loza::cuda {
 namespace {
@@ -160,13 +161,6 @@ __device__ inline void add_products(GemvSums<T>& sums, const GemvParams& params,
   }
 }
 
-__device__ inline float sum_of_warp(float value) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2)
-    value += __shfl_xor_sync(0xffffffffu, value, distance);
-  return value;
-}
-
 // One thread a sum: adds what the warps of its column group have, in order, and stores it.
 template <class T>
 __device__ inline void store_sums(const GemvStorage& shared, const GemvParams& params) {
@@ -213,7 +207,7 @@ __global__ void __launch_bounds__(T::kThreads)
   for (int r = 0; r < T::kRows; r++) {
 #pragma unroll
     for (int c = 0; c < T::kColumns; c++) {
-      const float sum = sum_of_warp(sums[r][c]);
+      const float sum = warp_sum(sums[r][c]);
       if (lane == 0) shared.sums[warp * T::kSums + r * T::kColumns + c] = sum;
     }
   }

@@ -11,13 +11,7 @@ void LinearInputGradientParams::check(DType act) const {
   expect("linear gradient: weight", weight, weight.dtype, n, k);
   expect("linear gradient: dy", dy, act, -1, n);
   expect("linear gradient: dx", dx, dx.dtype == act ? act : DType::kF32, dy.dim(0), k);
-  const bool quantised = weight.dtype == DType::kF8E4M3;
-  loza::check(quantised == static_cast<bool>(scale),
-              "linear gradient: a scale belongs to f8e4m3 weights, got weight ", weight, " and ",
-              scale);
-  if (!quantised) return;
-  expect("linear gradient: scale", scale, DType::kF32, (n + kScaleBlock - 1) / kScaleBlock,
-         (k + kScaleBlock - 1) / kScaleBlock);
+  expect_scale("linear gradient: scale", weight, scale);
 }
 
 void LinearWeightGradientParams::check(DType act) const {
