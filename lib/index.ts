@@ -33,3 +33,4 @@ export type {
 } from './engine/generate-job';
 export type { KvReport, LoadedModelInfo, MemoryReport, ModelInfo, RopeInfo } from './model-info';
 export type { ChatMessage } from './tokenizer/chat-template';
+export type { DecodeOptions, EncodeOptions, Tokenizer } from './tokenizer/tokenizer';

@@ -139,7 +139,7 @@ export async function loadModel(dir: string, options: ResolvedLoadOptions): Prom
     return { ...loaded, deviceInfo: info, deviceNote: note };
   } catch (error) {
     device.close();
-    throw withDtypeHint(error, device);
+    throw withMemoryHint(error, device);
   }
 }
 
@@ -240,6 +240,19 @@ export function withDtypeHint(
   if (kind === 'cpu' || activation !== 'f32' || !LozaError.isInstance(error)) return error;
   if (error.code !== 'ERR_LOZA_OUT_OF_MEMORY') return error;
   const hint = "The model is loaded in float32: dtype 'bfloat16' takes as little as half";
+  return new LozaError(error.code, error.message, { value: error.value, hint, cause: error });
+}
+
+/** Where a device has no room for a model, the error says what takes less. */
+export function withMemoryHint(
+  error: unknown,
+  device: Pick<Device, 'kind' | 'activation'>,
+): unknown {
+  const full = LozaError.isInstance(error) && error.code === 'ERR_LOZA_OUT_OF_MEMORY';
+  if (!full || error.hint !== undefined) return error;
+  const hinted = withDtypeHint(error, device);
+  if (hinted !== error) return hinted;
+  const hint = 'Fewer maxTokens make the KV cache smaller; loza inspect shows what weights take';
   return new LozaError(error.code, error.message, { value: error.value, hint, cause: error });
 }
 

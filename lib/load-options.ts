@@ -4,6 +4,7 @@ import type { AttentionOption } from './checkpoint/streaming-config';
 import type { SchedulerLimits } from './engine/scheduler';
 import { LozaError, show } from './errors';
 import type { DeviceKind } from './native/binding';
+import { nearestName } from './nearest-name';
 
 /** How far loading is, in bytes of weights that had to be copied; views of mapped files need none. */
 export interface LoadProgress {
@@ -193,7 +194,10 @@ export function checkObject(name: string, value: unknown, keys: readonly string[
   }
   const unknown = Object.keys(value).find((key) => !keys.includes(key));
   if (unknown === undefined) return;
-  throw invalid(name, `an object with ${keys.join(', ')}`, unknown);
+  throw new LozaError('ERR_LOZA_INVALID_ARG', `${name}: there is no ${show(unknown)}`, {
+    value: unknown,
+    hint: `Did you mean ${nearestName(unknown, keys)}?`,
+  });
 }
 
 function checkFlag(name: string, value: unknown): void {

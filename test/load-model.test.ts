@@ -1,7 +1,7 @@
 import { openCheckpoint } from '../lib/checkpoint/checkpoint';
 import type { TensorEntry } from '../lib/checkpoint/safetensors';
 import { LozaError } from '../lib/errors';
-import { cacheType, computeType, withDtypeHint } from '../lib/load-model';
+import { cacheType, computeType, withDtypeHint, withMemoryHint } from '../lib/load-model';
 import { goldenDir, tinyDir } from './support/goldens';
 
 describe('what a model computes in', () => {
@@ -56,4 +56,18 @@ test('a GPU without room for float32 names bfloat16', () => {
   expect(withDtypeHint(full, { kind: 'cuda', activation: 'bf16' })).toBe(full);
   expect(withDtypeHint(full, { kind: 'cpu', activation: 'f32' })).toBe(full);
   expect(withDtypeHint(other, { kind: 'cuda', activation: 'f32' })).toBe(other);
+});
+
+test('a device without room for a model: the error says what takes less', () => {
+  const full = new LozaError('ERR_LOZA_OUT_OF_MEMORY', 'no room');
+  const messageOn = (kind: 'cpu' | 'cuda', activation: 'f32' | 'bf16') =>
+    (withMemoryHint(full, { kind, activation }) as LozaError).message;
+  expect(messageOn('cuda', 'f32')).toMatch(/no room.*'bfloat16'/);
+  expect(messageOn('cuda', 'bf16')).toMatch(/no room.*maxTokens/);
+  expect(messageOn('cpu', 'f32')).toMatch(/no room.*maxTokens/);
+  for (const other of [
+    new LozaError('ERR_LOZA_IO', 'no disk'),
+    new LozaError(full.code, 'no room', { hint: 'known' }),
+  ])
+    expect(withMemoryHint(other, { kind: 'cpu', activation: 'f32' })).toBe(other);
 });

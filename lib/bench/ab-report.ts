@@ -1,7 +1,7 @@
 import { formatBytes, formatPercent, formatRate } from '../cli/format';
 import type { Arm, ArmResult, Comparison, TestResult } from './ab';
 import { planMemory } from './ab';
-import { testLabel, testLength, type BenchTest } from './grammar';
+import { stepSuffix, testLabel, testLength, type BenchTest } from './grammar';
 import { percentile, ratio, statistics, type Statistics } from './statistics';
 import { markdownTable } from './tables';
 
@@ -124,10 +124,12 @@ const rightOf = (titles: readonly string[], left: number): string[] =>
 
 /** Two tables: rates as llama-bench has them, and what is behind them. */
 export function describeRows(rows: readonly BenchRow[]): string {
+  const suffix = stepSuffix(rows);
+  const nameOf = (row: BenchRow) => row.test + suffix(row);
   const titles = ['test', 'attention', 'batch', 't/s', 'speed-up', 'TTFT ms'];
   titles.push('t/s a user', 't/s a GPU', 'p50 ms', 'p90 ms', 'p99 ms');
   const rates = rows.map((row) => [
-    ...[row.test, row.attention, String(row.batch_size), spread(row.avg_ts, row.stddev_ts)],
+    ...[nameOf(row), row.attention, String(row.batch_size), spread(row.avg_ts, row.stddev_ts)],
     or(row.speedup, (mean) => `${mean.toFixed(2)} ± ${(row.speedup_stddev ?? 0).toFixed(2)} ×`),
     ...[or(row.ttft_ms, ms), or(row.user_ts, formatRate), or(row.gpu_ts, formatRate)],
     ...[row.step_p50_ms, row.step_p90_ms, row.step_p99_ms].map(ms),
@@ -135,7 +137,7 @@ export function describeRows(rows: readonly BenchRow[]): string {
   const behind = ['test', 'attention', 'batch', 'attention share', 'of the roofline'];
   behind.push('KV resident', 'KV freed', 'peak memory', 'predicted');
   const costs = rows.map((row) => [
-    ...[row.test, row.attention, String(row.batch_size), or(row.attention_share, formatPercent)],
+    ...[nameOf(row), row.attention, String(row.batch_size), or(row.attention_share, formatPercent)],
     or(row.roofline_share, formatPercent),
     ...[formatBytes(row.kv_resident_bytes), formatBytes(row.kv_freed_bytes)],
     ...[or(row.peak_memory_bytes, formatBytes), formatBytes(row.predicted_peak_bytes)],
@@ -157,7 +159,8 @@ export function describeOrigin(rows: readonly BenchRow[], verdict: string): stri
   const depth = rows.some(({ n_depth }) => n_depth > 0)
     ? ` Cache rows at the depth are ${row.depth_fill === 'random' ? 'random numbers, not computed' : 'computed, untimed'}.`
     : '';
-  const how = `Steps of up to ${row.n_ubatch} tokens; decode steps ${row.decode_graphs ? 'recorded' : 'eager'}; no prefix cache; ends of text ignored.${depth}`;
+  const steps = [...new Set(rows.map(({ n_ubatch }) => n_ubatch))].join(', ');
+  const how = `Steps of up to ${steps} tokens; decode steps ${row.decode_graphs ? 'recorded' : 'eager'}; no prefix cache; ends of text ignored.${depth}`;
   return `${where.trim()}\n${what}; attentions (1 streams): ${arms.join(', ')}.\n${how}\n${verdict}`;
 }
 

@@ -1,4 +1,5 @@
 import { LozaError } from '../errors';
+import { stepSuffix } from './grammar';
 import { ratio, type Statistics } from './statistics';
 import { markdownTable } from './tables';
 
@@ -69,11 +70,13 @@ export function compareRuns(
   before: readonly ComparedRow[],
   after: readonly ComparedRow[],
 ): RunComparison {
+  const suffix = stepSuffix([...before, ...after]);
+  const nameOf = (row: ComparedRow) => labelOf(row) + suffix(row);
   const old = new Map(before.map((row) => [keyOf(row), row]));
   const fresh = new Set(after.map(keyOf));
   const rows = after.flatMap((row) => {
     const match = old.get(keyOf(row));
-    return match === undefined ? [] : [compareRow(match, row)];
+    return match === undefined ? [] : [compareRow(nameOf(row), match, row)];
   });
   const alone = [
     ...after.filter((row) => !old.has(keyOf(row))),
@@ -82,16 +85,16 @@ export function compareRuns(
   const commit = ([row]: readonly ComparedRow[]): string => row?.build_commit ?? 'unknown';
   return {
     rows,
-    unmatched: alone.map((row) => `${labelOf(row)} ${row.attention ?? ''}`.trim()),
+    unmatched: alone.map((row) => `${nameOf(row)} ${row.attention ?? ''}`.trim()),
     sameDevice: before[0]?.gpu_info === after[0]?.gpu_info,
     commits: [commit(before), commit(after)],
   };
 }
 
-function compareRow(before: ComparedRow, after: ComparedRow): RunRatio {
+function compareRow(test: string, before: ComparedRow, after: ComparedRow): RunRatio {
   const rate = ({ avg_ts, stddev_ts }: ComparedRow) => ({ mean: avg_ts, sd: stddev_ts });
   return {
-    test: labelOf(after),
+    test,
     attention: after.attention ?? '-',
     batch: after.batch_size ?? 1,
     before: rate(before),

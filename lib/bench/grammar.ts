@@ -1,4 +1,4 @@
-import { LozaError } from '../errors';
+import { LozaError, show } from '../errors';
 
 /** One test, in llama-bench's terms: pp reads a prompt, tg generates; both start at a depth. */
 export interface BenchTest {
@@ -94,6 +94,16 @@ export function testLabel({ prompt, generate, depth }: BenchTest): string {
   return parts.join('+') + (depth > 0 ? ` @ d${depth}` : '');
 }
 
+interface WithSteps {
+  n_ubatch?: number | undefined;
+}
+
+/** What follows a test's label where tests differ in the tokens of a step: ', steps of 512'. */
+export function stepSuffix(rows: readonly WithSteps[]): (row: WithSteps) => string {
+  const several = new Set(rows.map(({ n_ubatch }) => n_ubatch)).size > 1;
+  return ({ n_ubatch }) => (several && n_ubatch !== undefined ? `, steps of ${n_ubatch}` : '');
+}
+
 /** Positions that a sequence of the test has at its end. */
 export const testLength = ({ depth, prompt, generate }: BenchTest): number =>
   depth + prompt + generate;
@@ -109,5 +119,7 @@ export function normalizeArguments(args: readonly string[]): string[] {
 }
 
 function wrong(text: string, expected: string): LozaError {
-  return new LozaError('ERR_LOZA_INVALID_ARG', `'${text}' must be ${expected}`, { value: text });
+  return new LozaError('ERR_LOZA_INVALID_ARG', `${show(text)} must be ${expected}`, {
+    value: text,
+  });
 }

@@ -155,7 +155,7 @@ export async function measureLimitsOf(
  * Copy: a cast to the same type. Write: a fill. Read: a matrix times one row, or the copy where that
  * is faster. FLOPs: a large bf16 GEMM.
  */
-export async function measureLimits(
+async function measureLimits(
   bench: Workbench,
   sizes: Sizes,
   effort: Effort,

@@ -12,7 +12,7 @@ export const showPercent = (share: number): string =>
   Number.isFinite(share) ? `${(share * 100).toFixed(0)} %` : '-';
 const tera = (value: number): string => (value / 1e12).toPrecision(3);
 
-export function showTarget(target: Target | undefined): string {
+function showTarget(target: Target | undefined): string {
   if (target === undefined) return '-';
   if ('us' in target) return `${showMicroseconds(target.us)} µs`;
   if ('tbs' in target) return `${target.tbs} TB/s`;

@@ -37,7 +37,7 @@ export async function readShardIndex(path: string): Promise<ShardIndex> {
   return parseShardIndex(await readJsonFile(path, limits), path);
 }
 
-export function parseShardIndex(root: JsonValue, path: string): ShardIndex {
+function parseShardIndex(root: JsonValue, path: string): ShardIndex {
   if (!(root instanceof Map)) {
     throw malformed(path, `must be a JSON object, got ${showJson(root)}`, root);
   }

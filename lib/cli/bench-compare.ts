@@ -2,9 +2,10 @@ import { readFile } from 'node:fs/promises';
 import { Option, type Command } from 'commander';
 
 import { compareRuns, describeComparison, parseRun } from '../bench/compare-runs';
+import { fileError } from '../checkpoint/files';
 import { BadResult, type Context } from './context';
 import { plural } from './format';
-import { realNumber, usageError } from './options';
+import { realNumber } from './options';
 
 interface CompareFlags {
   failBelow?: number;
@@ -58,7 +59,7 @@ async function readRun(file: string) {
   try {
     text = await readFile(file, 'utf8');
   } catch (error) {
-    throw usageError(`cannot read ${file}: ${error instanceof Error ? error.message : ''}`);
+    throw fileError(error, file);
   }
   return parseRun(text, file);
 }

@@ -24,6 +24,7 @@ import { readBuildInfo } from './build-info';
 import { BadResult, type Context } from './context';
 import {
   addLoadFlags,
+  checked,
   planFromFlags,
   readLoadOptions,
   usageError,
@@ -66,7 +67,7 @@ Examples:
 
 export function registerBenchFigure3(bench: Command, context: Context): void {
   const count = (flags: string, text: string, fallback: string) =>
-    new Option(flags, text).argParser(parseCount).default(parseCount(fallback), fallback);
+    new Option(flags, text).argParser(checked(parseCount)).default(parseCount(fallback), fallback);
   const command = bench
     .command('figure3')
     .description("Draws the paper's figure 3: LoZA over full attention, by context.")

@@ -25,6 +25,7 @@ import { BadResult, type Context } from './context';
 import { formatCount } from './format';
 import {
   addLoadFlags,
+  checked,
   dummyFlags,
   listOf,
   planFromFlags,
@@ -89,10 +90,11 @@ export function registerBenchModel(bench: Command, context: Context): void {
       ),
     );
   const counts = (flags: string, text: string, fallback?: string) => {
-    const option = new Option(flags, text).argParser(parseCounts);
+    const option = new Option(flags, text).argParser(checked(parseCounts));
     return fallback === undefined ? option : option.default(parseCounts(fallback), fallback);
   };
-  const pairs = (text: string, before: [number, number][] = []) => [...before, parsePair(text)];
+  const pair = checked(parsePair);
+  const pairs = (text: string, before: [number, number][] = []) => [...before, pair(text)];
   command
     .addOption(counts('-p, --prompt <n,...>', 'prompt lengths (pp)', '512'))
     .addOption(counts('-n, --generate <n,...>', 'generated tokens (tg)', '128'))

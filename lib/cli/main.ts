@@ -42,7 +42,6 @@ function buildProgram(context: Context): Command {
     .configureHelp({ showGlobalOptions: true, helpWidth: context.width })
     // Errors are shown by `report`, in one place.
     .configureOutput({ outputError: () => {} })
-    .exitOverride()
     .addHelpText('after', examples)
     .hook('preAction', (command) => {
       context.json = command.opts<{ json?: boolean }>().json === true;
@@ -72,25 +71,32 @@ async function main(argv: readonly string[]): Promise<number> {
   };
   process.on('SIGINT', interrupt);
   const program = buildProgram(context);
+  let failed = program;
+  for (const command of withSubcommands(program)) {
+    command.exitOverride((error) => {
+      failed = command;
+      throw error;
+    });
+  }
   try {
     await program.parseAsync(normalizeArguments(argv.slice(2)), { from: 'user' });
     return controller.signal.aborted ? interruptedCode : 0;
   } catch (error) {
     if (controller.signal.aborted) return interruptedCode;
-    return report(error, argv, program);
+    return report(error, argv, failed);
   } finally {
     process.off('SIGINT', interrupt);
   }
 }
 
 /** Tells the user what went wrong: one line on stderr, or an object on stdout with --json. */
-function report(error: unknown, argv: readonly string[], program: Command): number {
+function report(error: unknown, argv: readonly string[], command: Command): number {
   // Help that was asked for, or the version, is no error; without any command, help is the answer.
   if (error instanceof CommanderError && isHelp(error)) return error.exitCode;
   if (isSet(argv, '--debug') || isTruthy(process.env['LOZA_DEBUG'])) {
     process.stderr.write(`${inspect(error)}\n`);
   }
-  const described = asLozaError(error, argv, program);
+  const described = asLozaError(error, command);
   const message = oneLine(described.message);
   if (isSet(argv, '--json') && !(error instanceof BadResult)) {
     const { code, value, hint } = described;
@@ -104,18 +110,27 @@ function report(error: unknown, argv: readonly string[], program: Command): numb
   return 1;
 }
 
-/** Whatever was thrown, as an error that says what to do. */
-function asLozaError(error: unknown, argv: readonly string[], program: Command): LozaError {
+/** Whatever was thrown, as an error that says what to do. `command`: which could not be parsed. */
+function asLozaError(error: unknown, command: Command): LozaError {
   if (LozaError.isInstance(error)) return error;
   if (error instanceof CommanderError) {
     const problem = oneLine(error.message.replace(/^error: /, '')).replace(/\.$/, '');
-    const command = program.commands.find((one) => one.name() === argv[2]);
-    const help = command === undefined ? 'loza --help' : `loza ${command.name()} --help`;
-    return new LozaError('ERR_LOZA_INVALID_ARG', problem, { hint: `See ${help}` });
+    const hint = `See ${fullName(command)} --help`;
+    return new LozaError('ERR_LOZA_INVALID_ARG', problem, { hint });
   }
   const problem = error instanceof Error ? error.message : String(error);
   const hint = 'This is a bug in loza: please report it with what --debug shows';
   return new LozaError('ERR_LOZA_INTERNAL', problem, { hint, cause: error });
+}
+
+/** A command and all below it. */
+function withSubcommands(command: Command): Command[] {
+  return [command, ...command.commands.flatMap(withSubcommands)];
+}
+
+/** As the user types it: 'loza bench compare'. */
+function fullName(command: Command): string {
+  return command.parent === null ? command.name() : `${fullName(command.parent)} ${command.name()}`;
 }
 
 function isHelp({ code }: CommanderError): boolean {

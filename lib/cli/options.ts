@@ -145,7 +145,7 @@ export function addSamplingFlags(command: Command): Command {
 }
 
 /** Which attentions stream. Reads the checkpoint only where block counts change its own pattern. */
-export async function readAttention(dir: string, flags: LoadFlags): Promise<AttentionOption> {
+async function readAttention(dir: string, flags: LoadFlags): Promise<AttentionOption> {
   const { attention = 'auto', sinkBlocks, localBlocks } = flags;
   const blocks = { sinkBlocks, localBlocks };
   if (attention !== 'auto' && attention !== 'full') return { layerType: attention, ...blocks };
@@ -171,6 +171,9 @@ export async function readLoadOptions(dir: string, flags: LoadFlags): Promise<Lo
 }
 
 function readFormat({ loadFormat, layers, experts, zeroExperts }: LoadFlags) {
+  if (loadFormat !== 'dummy' && [layers, experts, zeroExperts].some((n) => n !== undefined)) {
+    throw usageError('--layers, --experts and --zero-experts need --load-format dummy');
+  }
   return { loadFormat, configOverrides: { layers, experts, zeroExperts } };
 }
 
@@ -222,12 +225,23 @@ export function realNumber(min: number, max: number): (text: string) => number {
   };
 }
 
+/** A parser that says what is wrong with a LozaError, for commander, which names the option. */
+export function checked<T>(parse: (text: string) => T): (text: string) => T {
+  return (text) => {
+    try {
+      return parse(text);
+    } catch (error) {
+      throw LozaError.isInstance(error) ? new InvalidArgumentError(`${error.message}.`) : error;
+    }
+  };
+}
+
 /** A parser of lists such as 512,4096, for commander. */
 export function listOf<T>(parse: (text: string) => T): (text: string) => T[] {
   return (text) => text.split(',').map((item) => parse(item.trim()));
 }
 
-export function parseAttention(text: string): string {
+function parseAttention(text: string): string {
   if (text === 'auto' || text === 'full' || /^[01]+$/.test(text)) return text;
   throw new InvalidArgumentError('It must be auto, full or a pattern of 0 and 1, as 10111000.');
 }

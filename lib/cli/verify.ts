@@ -107,7 +107,10 @@ export function registerVerify(program: Command, context: Context): void {
         .default([], 'none'),
     )
     .option('--paths', 'answer on every path that the engine has, too');
-  addLoadFlags(command)
+  addLoadFlags(command, [
+    ...(['device', 'attention', 'sinkBlocks', 'localBlocks', 'dtype', 'kvDtype'] as const),
+    ...(['yarnFactor', 'maxTokens', 'stepTokens', 'chunkTokens'] as const),
+  ])
     .addHelpText('after', examples)
     .action((dir: string, flags: VerifyFlags) => verify(dir, flags, context));
 }

@@ -40,11 +40,12 @@ export function zigzagLegend(pattern: {
   const { layerType, sinkBlocks, localBlocks } = pattern;
   const streaming = [...layerType].filter((type) => type === '1').length;
   const full = layerType.length - streaming;
-  const above = `${glyphs.full} ${plural(full, 'full attention')}: keeps every token`;
+  const keep = (count: number) => (count === 1 ? 'keeps' : 'keep');
+  const above = `${glyphs.full} ${plural(full, 'full attention')}: ${keep(full)} every token`;
   if (streaming === 0) return above;
   const kept = `the first ${sinkBlocks * 128} and about the last ${localBlocks * 128} tokens`;
-  const below = `${glyphs.streaming} ${plural(streaming, 'streaming attention')}: keeps ${kept}`;
-  return `${above}\n${below}`;
+  const below = `${glyphs.streaming} ${plural(streaming, 'streaming attention')}`;
+  return `${above}\n${below}: ${keep(streaming)} ${kept}`;
 }
 
 /** The pattern on one line: '○●○○○●●●'. */

@@ -1,4 +1,5 @@
 import { LozaError, show, type LozaErrorCode } from '../errors';
+import { nearestName } from '../nearest-name';
 
 /**
  * Typed reading of untrusted keys. Each method gives undefined where the key is absent, and throws
@@ -34,10 +35,11 @@ export class Source {
     return this.#checked(key, 'a finite number above 0', (value) => value > 0 && value < Infinity);
   }
 
-  /** An integer from `min` to 2^53 - 1. */
-  integer(key: string, min: number): number | undefined {
-    const fits = (value: number) => Number.isSafeInteger(value) && value >= min;
-    return this.#checked(key, `an integer in [${min}, 2^53 - 1]`, fits);
+  /** An integer from `min` to `max`. */
+  integer(key: string, min: number, max = Number.MAX_SAFE_INTEGER): number | undefined {
+    const fits = (value: number) => Number.isInteger(value) && value >= min && value <= max;
+    const end = max === Number.MAX_SAFE_INTEGER ? '2^53 - 1' : max;
+    return this.#checked(key, `an integer in [${min}, ${end}]`, fits);
   }
 
   /** A list of integers in [0, max]; a copy. */
@@ -82,7 +84,7 @@ export function anArgument(options: unknown, known: readonly string[]): Source {
     if (known.includes(key)) continue;
     throw new LozaError(code, `There is no option ${show(key)}`, {
       value: key,
-      hint: `Did you mean ${nearest(key, known)}?`,
+      hint: `Did you mean ${nearestName(key, known)}?`,
     });
   }
   return new Source(options as Record<string, unknown>, code, 'Option', false);
@@ -96,25 +98,4 @@ export function aGenerationConfig(plain: unknown): Source {
     throw new LozaError(code, problem, { value: plain });
   }
   return new Source(plain as Record<string, unknown>, code, 'generation_config.json:', true);
-}
-
-/** The known key that takes the fewest letters to change; `max_tokens` and `MaxTokens` are alike. */
-function nearest(key: string, known: readonly string[]): string {
-  const plain = (name: string) => name.replaceAll(/[_-]/g, '').toLowerCase();
-  const distances = known.map((name) => editDistance(plain(key.slice(0, 64)), plain(name)));
-  return known[distances.indexOf(Math.min(...distances))] ?? '';
-}
-
-/** Levenshtein distance, one row of the table at a time. */
-function editDistance(from: string, to: string): number {
-  let row = Array.from({ length: to.length + 1 }, (_, index) => index);
-  for (let i = 0; i < from.length; i++) {
-    const next = [i + 1];
-    for (let j = 0; j < to.length; j++) {
-      const replace = (row[j] as number) + (from[i] === to[j] ? 0 : 1);
-      next.push(Math.min(replace, (row[j + 1] as number) + 1, (next[j] as number) + 1));
-    }
-    row = next;
-  }
-  return row[to.length] as number;
 }

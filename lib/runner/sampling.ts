@@ -106,7 +106,7 @@ export function normalizeGenerateOptions(
   const temperature = from.number('temperature', 0, 100) ?? defaults.temperature;
   return {
     maxNewTokens: from.integer('maxNewTokens', 1) ?? defaultMaxNewTokens,
-    n: readSamples(from),
+    n: from.integer('n', 1, maxSamples) ?? 1,
     temperature,
     ...readFilters(from, defaults),
     minP: from.number('minP', 0, 1) ?? 0,
@@ -153,12 +153,6 @@ function readFilters(from: Source, defaults: GenerationDefaults): { topK: number
     topK: from.integer('topK', 0) ?? defaults.topK,
     topP: from.fraction('topP') ?? defaults.topP,
   };
-}
-
-function readSamples(from: Source): number {
-  const n = from.integer('n', 1) ?? 1;
-  if (n > maxSamples) throw from.error('n', `an integer in [1, ${maxSamples}]`, n);
-  return n;
 }
 
 function readStop(from: Source): readonly string[] {

@@ -1,5 +1,5 @@
 // Matrix products of f32 activations, in plain fp32 arithmetic: for checkpoints whose values must not
-// be rounded to bf16, which are small. linear, head_linear and grouped_linear share them.
+// be rounded to bf16, which are small. dense_exact.cu and grouped_exact.cu share them.
 //   out[rows, columns] = x[rows, k] W[columns, k]^T, or out += ...
 // W is f32, bf16, or f8e4m3 times the scale of its 128 x 128 block.
 //
@@ -103,56 +103,6 @@ __device__ inline void run_exact_tile(ExactStorage& shared, const ExactTask<Weig
       *out = task.accumulate ? *out + totals[row][column] : totals[row][column];
     }
   }
-}
-
-// ---- one matrix, or one a head -----------------------------------------------------------------
-
-template <class Weight>
-struct ExactParams {
-  const float* x;        // [rows, heads, k]
-  const Weight* weight;  // [heads, n, k], any strides
-  const float* scale;    // f32 [ceil(n / 128), ceil(k / 128)]; f8e4m3 only
-  float* out;            // [rows, heads, n]
-  int64_t x_stride, x_head_stride;
-  int64_t weight_stride, weight_step, weight_head_stride;
-  int64_t scale_stride;
-  int64_t out_stride, out_head_stride;
-  int64_t rows;
-  int heads, n, k;
-  bool accumulate;
-};
-
-// Grid: x = tiles of rows, y = tiles of columns, z = heads.
-template <class Weight>
-__global__ void __launch_bounds__(ExactTile::kThreads)
-    exact_kernel(const __grid_constant__ ExactParams<Weight> params) {
-  using T = ExactTile;
-  __shared__ ExactStorage shared;
-  const int64_t row = int64_t{blockIdx.x} * T::kRows, head = blockIdx.z;
-  const int column = static_cast<int>(blockIdx.y) * T::kColumns;
-  const ExactTask<Weight> task{
-      .x = params.x + head * params.x_head_stride + row * params.x_stride,
-      .weight = params.weight + head * params.weight_head_stride + column * params.weight_stride,
-      .scale = params.scale ? params.scale + column / kScaleBlock * params.scale_stride : nullptr,
-      .out = params.out + row * params.out_stride + head * params.out_head_stride + column,
-      .x_stride = params.x_stride,
-      .weight_stride = params.weight_stride,
-      .weight_step = params.weight_step,
-      .out_stride = params.out_stride,
-      .rows = static_cast<int>(min(int64_t{T::kRows}, params.rows - row)),
-      .columns = min(T::kColumns, params.n - column),
-      .k = params.k,
-      .accumulate = params.accumulate};
-  run_exact_tile(shared, task, [](int i) { return int64_t{i}; });
-}
-
-template <class Weight>
-void run_exact(const ExactParams<Weight>& params, cudaStream_t stream, const char* operation) {
-  const dim3 grid(static_cast<unsigned>(ceil_div(params.rows, ExactTile::kRows)),
-                  static_cast<unsigned>(ceil_div(params.n, ExactTile::kColumns)),
-                  static_cast<unsigned>(params.heads));
-  exact_kernel<<<grid, ExactTile::kThreads, 0, stream>>>(params);
-  check_launch(operation);
 }
 
 }  // namespace loza::cuda

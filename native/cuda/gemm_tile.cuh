@@ -1,4 +1,4 @@
-// One tile of a matrix product, which linear, head_linear and grouped_linear share:
+// One tile of a matrix product, which dense_tiles.cu and grouped_tiles.cu share:
 //   out[rows, columns] = x[rows, k] W[columns, k]^T, or out += ...
 // x is bf16; sums are fp32. W is, by its type,
 //   bf16     multiplied as it is;
@@ -79,7 +79,12 @@ struct Tiles {
 
 // f32 weights belong to small matrices: one tile does.
 template <bool kAlongK>
-using ExactTile = TileTraits<float, kAlongK, 64, 64, 32, 3, 2, 2, 2>;
+struct Tiles<float, kAlongK> {
+  using Rows16 = TileTraits<float, kAlongK, 64, 64, 32, 3, 2, 2, 2>;
+  using Rows32 = Rows16;
+  using Rows64 = Rows16;
+  using Rows128 = Rows16;
+};
 
 template <class T>
 struct TileStorage {
@@ -382,61 +387,6 @@ __device__ inline void run_tile(TileStorage<T>& shared, const TileTask& task,
   store<T>(task, sums);
 }
 
-// ---- one matrix, or one a head -----------------------------------------------------------------
-
-struct DenseParams {
-  const Bf16* x;       // [rows, heads, k]
-  const void* weight;  // [heads, n, k] or [heads, k, n]
-  const float* scale;  // f32 [ceil(n / 128), ceil(k / 128)]; f8e4m3 only
-  void* out;           // bf16 | f32 [rows, heads, n]
-  int64_t x_stride, x_head_stride;
-  int64_t weight_stride, weight_head_stride;  // in bytes from head to head
-  int64_t scale_stride;
-  int64_t out_stride, out_head_stride;
-  int64_t rows;
-  int heads, n, k;
-  bool x_aligned, weight_aligned, out_aligned, out_is_f32, accumulate;
-};
-
-// Grid: x = tiles of rows and columns, z = heads. Neighbours in time share rows and columns: groups
-// of kGroup row tiles walk the columns together, so that both operands come from L2.
-template <class T>
-__global__ void __launch_bounds__(T::kThreads, T::kCtas)
-    dense_kernel(const __grid_constant__ DenseParams params) {
-  constexpr int kGroup = 8;
-  extern __shared__ __align__(16) unsigned char memory[];
-  launch_dependents();
-  wait_for_prerequisites();
-  const int column_tiles = (params.n + T::kColumns - 1) / T::kColumns;
-  const int row_tiles = static_cast<int>((params.rows + T::kRows - 1) / T::kRows);
-  const int tile = static_cast<int>(blockIdx.x);
-  const int group = tile / (kGroup * column_tiles), within = tile % (kGroup * column_tiles);
-  const int height = min(kGroup, row_tiles - group * kGroup);
-  const int64_t row = int64_t{group * kGroup + within % height} * T::kRows;
-  const int column = within / height * T::kColumns;
-  const int64_t head = blockIdx.z;
-  const auto* weight = static_cast<const char*>(params.weight) + head * params.weight_head_stride;
-  const int64_t out = row * params.out_stride + head * params.out_head_stride + column;
-  const TileTask task{
-      .x = params.x + head * params.x_head_stride + row * params.x_stride,
-      .weight = weight + (T::kAlongK ? column * params.weight_stride : int64_t{column}) *
-                             static_cast<int64_t>(sizeof(typename T::Weight)),
-      .scale = params.scale ? params.scale + column / kScaleBlock * params.scale_stride : nullptr,
-      .out = static_cast<char*>(params.out) + out * (params.out_is_f32 ? 4 : 2),
-      .x_stride = params.x_stride,
-      .weight_stride = params.weight_stride,
-      .out_stride = params.out_stride,
-      .rows = static_cast<int>(min(static_cast<int64_t>(T::kRows), params.rows - row)),
-      .columns = min(T::kColumns, params.n - column),
-      .k = params.k,
-      .x_aligned = params.x_aligned,
-      .weight_aligned = params.weight_aligned,
-      .out_aligned = params.out_aligned,
-      .out_is_f32 = params.out_is_f32,
-      .accumulate = params.accumulate};
-  run_tile<T>(*reinterpret_cast<TileStorage<T>*>(memory), task, [](int i) { return int64_t{i}; });
-}
-
 // ---- launchers' share --------------------------------------------------------------------------
 
 // A kernel may use more than 48 KiB of shared memory only after saying so, on each device.
@@ -462,31 +412,15 @@ inline bool rows_aligned(const Tensor& tensor, int64_t bytes, int contiguous) {
   return aligned;
 }
 
-template <class T>
-void launch_dense(const DenseParams& params, cudaStream_t stream, const char* operation) {
-  constexpr size_t kShared = sizeof(TileStorage<T>);
-  static_assert(kShared * T::kCtas <= 227 * 1024, "does not fit a multiprocessor");
-  const int64_t tiles =
-      (params.rows + T::kRows - 1) / T::kRows * ((params.n + T::kColumns - 1) / T::kColumns);
-  allow_shared(dense_kernel<T>, kShared, operation);
-  const dim3 grid(static_cast<unsigned>(tiles), 1, static_cast<unsigned>(params.heads));
-  launch_kernel(operation, dense_kernel<T>, {grid, T::kThreads, kShared}, stream, params);
-}
-
-// The tile that wastes the fewest rows, and the large one only where there is enough to do.
-template <class Weight, bool kAlongK>
-void launch_dense_rows(const DenseParams& params, int multiprocessors, cudaStream_t stream,
-                       const char* operation) {
-  using Tile = Tiles<Weight, kAlongK>;
-  const int64_t large = (params.rows + 127) / 128 * ((params.n + 127) / 128) * params.heads;
-  if (params.rows <= 16)
-    launch_dense<typename Tile::Rows16>(params, stream, operation);
-  else if (params.rows <= 32)
-    launch_dense<typename Tile::Rows32>(params, stream, operation);
-  else if (params.rows <= 64 || large < multiprocessors)
-    launch_dense<typename Tile::Rows64>(params, stream, operation);
-  else
-    launch_dense<typename Tile::Rows128>(params, stream, operation);
+// Calls body(Tiles<Weight, kAlongK>{}) for weights of type `dtype`; those along n are not f8e4m3.
+template <class Body>
+void with_tiles(DType dtype, bool along_n, const Body& body) {
+  if (dtype == DType::kBF16)
+    return along_n ? body(Tiles<Bf16, false>{}) : body(Tiles<Bf16, true>{});
+  if (dtype == DType::kF32)
+    return along_n ? body(Tiles<float, false>{}) : body(Tiles<float, true>{});
+  if (dtype == DType::kF8E4M3 && !along_n) return body(Tiles<F8, true>{});
+  fail(code::kInternal, "expected weights along k or of another type, got ", name_of(dtype));
 }
 
 }  // namespace loza::cuda

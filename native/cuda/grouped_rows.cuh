@@ -29,6 +29,16 @@ __device__ inline ExpertRows find_expert_rows(ExpertRows& shared, const int32_t*
   return shared;
 }
 
+// The row of x behind each row of a tile.
+struct GatheredRows {
+  const int32_t* order;  // [slots], or null
+  int first, top_k;
+
+  __device__ int64_t operator()(int row) const {
+    return order ? order[first + row] / top_k : first + row;
+  }
+};
+
 inline int64_t expert_tiles(int64_t slots, int64_t rows_a_tile, int64_t experts) {
   return slots / rows_a_tile + experts;
 }

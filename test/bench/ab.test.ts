@@ -102,6 +102,8 @@ describe('full and LoZA side by side', () => {
     expect(text).toContain('random numbers, not computed');
     expect(text).toContain('full 0000, 1010 1010');
     expect(text).toMatch(/\| pp300 +\| 1010 +\| +2 \| +\S+ ± \S+ \| +\S+ ± \S+ × \|/);
+    const other = describeRows(rows.map((row, i) => (i === 1 ? { ...row, n_ubatch: 64 } : row)));
+    expect(other).toMatch(/\| pp300, steps of 64 +\| 1010 /);
     const lines = formatCsv(rows).split('\n');
     expect(lines).toHaveLength(7);
     expect(lines[0]).toMatch(/^build_commit,.*,avg_ts,/);

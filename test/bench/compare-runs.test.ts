@@ -30,6 +30,16 @@ test('ratios of tests that both have, with their spread', () => {
   expect(text).not.toContain('different devices');
 });
 
+test('tests that differ in the tokens of a step are told apart', () => {
+  const rows = [row('full', 1, 0), { ...row('full', 2, 0), n_ubatch: 8192 }];
+  const comparison = compareRuns(rows, [...rows, { ...row('full', 3, 0), n_ubatch: 64 }]);
+  expect(comparison.rows.map(({ test }) => test)).toEqual([
+    'pp512, steps of 512',
+    'pp512, steps of 8192',
+  ]);
+  expect(comparison.unmatched).toEqual(['pp512, steps of 64 full']);
+});
+
 test('another device is said', () => {
   const after = [{ ...row('full', 1, 0), gpu_info: 'H20' }];
   expect(describeComparison(compareRuns([row('full', 1, 0)], after))).toContain(

@@ -83,11 +83,12 @@ describeCli('loza bench', () => {
 
   test('errors', async () => {
     await expectFailure(['bench', tiny, '-p', '8192', '-d', '1'], /8,193 positions.*8,192/);
-    await expectFailure(['bench', tiny, '-p', '16,x'], /whole number/);
+    const named = /option '-p, --prompt <n,...>' .*whole number.*See loza bench model --help/;
+    await expectFailure(['bench', tiny, '-p', '16,x'], named);
     await expectFailure(['bench', tiny, '-p', '0', '-n', '0'], /no test is left/);
     await expectFailure(['bench', tiny, '--batch-size', '0'], /at least 1/);
     await expectFailure(['bench', tiny, '--attention', 'half'], /full, loza or a pattern/);
-    await expectFailure(['bench', tiny, '--layers', '2'], /loadFormat: "dummy"/);
+    await expectFailure(['bench', tiny, '--layers', '2'], /need --load-format dummy/);
   });
 
   test('dummy weights', async () => {

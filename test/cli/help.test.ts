@@ -31,5 +31,6 @@ describeCli('help', () => {
   test('an unknown command is an error that says where help is', async () => {
     await expectFailure(['frobnicate'], /unknown command 'frobnicate'.*See loza --help/);
     await expectFailure(['generat'], /Did you mean generate/);
+    await expectFailure(['bench', 'compare', '--half'], /'--half'.*See loza bench compare --help/);
   });
 });

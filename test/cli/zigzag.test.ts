@@ -32,7 +32,7 @@ test('any pattern can be read back, at any width', () => {
 
 test('the legend counts both kinds and says what streaming ones keep', () => {
   const legend = zigzagLegend({ layerType: '100', sinkBlocks: 1, localBlocks: 7 });
-  expect(legend).toContain('● 2 full attentions: keeps every token');
+  expect(legend).toContain('● 2 full attentions: keep every token');
   expect(legend).toContain('○ 1 streaming attention: keeps the first 128 and about the last 896');
   const full = zigzagLegend({ layerType: '0', sinkBlocks: 0, localBlocks: 0 });
   expect(full).toBe('● 1 full attention: keeps every token');

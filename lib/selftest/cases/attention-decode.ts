@@ -46,7 +46,7 @@ const straddling = [
 ];
 
 /** The blocks that each table entry stands for; absent ones are unused. */
-export function tableOf(c: DecodeCase): { entries: number; first: number[]; blocks: number[][] } {
+function tableOf(c: DecodeCase): { entries: number; first: number[]; blocks: number[][] } {
   const first = c.sequences.map(({ length, queries }) =>
     c.shortTable ? firstLocalBlock(c.range, length - queries) : c.range.sinkBlocks,
   );

@@ -77,7 +77,7 @@ export function asLatentCache(words: Tensor, { latent, rope }: RowSizes): Tensor
 }
 
 /** The least power of two in which the largest magnitude of a latent is a code. */
-export function scaleOf(latent: ArrayLike<number>): number {
+function scaleOf(latent: ArrayLike<number>): number {
   let largest = 0;
   for (let i = 0; i < latent.length; i++) {
     if (!Number.isFinite(latent[i])) return NaN;

@@ -64,7 +64,7 @@ function maskGroups(choices: Float64Array, c: Case): Float64Array {
 }
 
 /** Model-spec sections 1.4 and 4.2, in float64. */
-export function routeRow(
+function routeRow(
   logits: ArrayLike<number>,
   bias: ArrayLike<number> | undefined,
   c: Case,

@@ -43,7 +43,7 @@ export function seenMask(rows: readonly (readonly number[])[], vocab: number) {
   return host('i32', [rows.length, words], mask);
 }
 
-export function penalised(
+function penalised(
   logits: ArrayLike<number>,
   seen: readonly number[],
   penalty: number,

@@ -3,7 +3,8 @@
 //   f32 weights, or few rows that bulk copies cannot read: the gemv kernel below
 //   bf16 weights      the matrix library, or where it is missing gemm_wgmma.h
 //   f8 weights, many rows: x quantised too, and gemm_wgmma.h
-//   everything else   the tiles of gemm_tile.cuh
+//   everything else   tiles (product.h)
+// and with f32 activations those of fp32 arithmetic.
 #include "ops/linear/linear.h"
 
 #include <algorithm>
@@ -14,8 +15,9 @@
 #include "cuda/gemm_tile.cuh"
 #include "cuda/gemm_wgmma.h"
 #include "cuda/launch.h"
-#include "cuda/matrix_library.h"
+#include "cuda/product.h"
 #include "cuda/quantise.h"
+#include "cuda/reduce.cuh"
 
 namespace loza::cuda {
 namespace {
@@ -159,13 +161,6 @@ __device__ inline void add_products(GemvSums<T>& sums, const GemvParams& params,
   }
 }
 
-__device__ inline float sum_of_warp(float value) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2)
-    value += __shfl_xor_sync(0xffffffffu, value, distance);
-  return value;
-}
-
 // One thread a sum: adds what the warps of its column group have, in order, and stores it.
 template <class T>
 __device__ inline void store_sums(const GemvStorage& shared, const GemvParams& params) {
@@ -212,7 +207,7 @@ __global__ void __launch_bounds__(T::kThreads)
   for (int r = 0; r < T::kRows; r++) {
 #pragma unroll
     for (int c = 0; c < T::kColumns; c++) {
-      const float sum = sum_of_warp(sums[r][c]);
+      const float sum = warp_sum(sums[r][c]);
       if (lane == 0) shared.sums[warp * T::kSums + r * T::kColumns + c] = sum;
     }
   }
@@ -270,7 +265,7 @@ void run_gemv(const LinearParams& params, CudaStream& stream) {
 // ---- many rows ---------------------------------------------------------------------------------
 
 // x is that of the params; quantised, it will be contiguous.
-WgmmaProduct product_of(const LinearParams& params) {
+WgmmaProduct wgmma_of(const LinearParams& params) {
   const Tensor &x = params.x, &weight = params.weight, &scale = params.scale, &out = params.out;
   return {.type = weight.dtype,
           .out = out.data,
@@ -292,7 +287,7 @@ constexpr size_t kCounterBytes = 256;
 
 // False when the operands do not suit it; then nothing was enqueued.
 bool run_wgmma(const LinearParams& params, CudaStream& stream) {
-  WgmmaProduct product = product_of(params);
+  WgmmaProduct product = wgmma_of(params);
   const bool quantised = product.type == DType::kF8E4M3;
   if (!rows_aligned(params.x, 16, 1) || !wgmma_can(product)) return false;
   if (quantised && product.k % 16 != 0) return false;
@@ -332,47 +327,6 @@ bool run_few_rows(const LinearParams& params, CudaStream& stream) {
                            stream, kName);
 }
 
-// ---- the other ways ----------------------------------------------------------------------------
-
-bool run_library(const LinearParams& params, CudaStream& stream) {
-  const Tensor &x = params.x, &weight = params.weight, &out = params.out;
-  return stream.matrix_library().matmul({.out = out.data,
-                                         .x = x.data,
-                                         .weight = weight.data,
-                                         .rows = x.dim(0),
-                                         .n = weight.dim(0),
-                                         .k = weight.dim(1),
-                                         .out_stride = out.stride(0),
-                                         .x_stride = x.stride(0),
-                                         .weight_stride = weight.stride(0),
-                                         .out_type = out.dtype,
-                                         .accumulate = params.accumulate});
-}
-
-DenseParams dense_of(const LinearParams& params) {
-  const Tensor &x = params.x, &weight = params.weight, &scale = params.scale, &out = params.out;
-  return {.x = x.as<const Bf16>(),
-          .weight = weight.data,
-          .scale = scale.as<const float>(),
-          .out = out.data,
-          .x_stride = x.stride(0),
-          .x_head_stride = 0,
-          .weight_stride = weight.stride(0),
-          .weight_head_stride = 0,
-          .scale_stride = scale ? scale.stride(0) : 0,
-          .out_stride = out.stride(0),
-          .out_head_stride = 0,
-          .rows = x.dim(0),
-          .heads = 1,
-          .n = static_cast<int>(weight.dim(0)),
-          .k = static_cast<int>(weight.dim(1)),
-          .x_aligned = rows_aligned(x, 16, 1),
-          .weight_aligned = rows_aligned(weight, 16, 1),
-          .out_aligned = rows_aligned(out, 2 * size_of(out.dtype), 1),
-          .out_is_f32 = out.dtype == DType::kF32,
-          .accumulate = params.accumulate};
-}
-
 // ---- launch ------------------------------------------------------------------------------------
 
 constexpr int64_t kGemvRows = 8;
@@ -385,9 +339,9 @@ void run_bf16(const LinearParams& params, CudaStream& stream) {
   const int64_t rows = params.x.dim(0);
   if (run_few_rows(params, stream)) return;
   if (rows <= kGemvRows) return run_gemv<Bf16>(params, stream);
-  if (run_library(params, stream)) return;
+  if (run_library(product_of(params), stream)) return;
   if (rows >= kManyRows && run_wgmma(params, stream)) return;
-  launch_dense_rows<Bf16, true>(dense_of(params), stream.multiprocessors(), stream.handle(), kName);
+  run_tiles(product_of(params), stream, kName);
 }
 
 void run_f8(const LinearParams& params, CudaStream& stream) {
@@ -395,12 +349,12 @@ void run_f8(const LinearParams& params, CudaStream& stream) {
   if (run_few_rows(params, stream)) return;
   if (rows <= kGemvRows) return run_gemv<F8>(params, stream);
   if (rows >= kManyRows && run_wgmma(params, stream)) return;
-  launch_dense_rows<F8, true>(dense_of(params), stream.multiprocessors(), stream.handle(), kName);
+  run_tiles(product_of(params), stream, kName);
 }
 
 void run_f32(const LinearParams& params, CudaStream& stream) {
   if (params.x.dim(0) <= kExactGemvRows) return run_gemv<float>(params, stream);
-  launch_dense<ExactTile<true>>(dense_of(params), stream.handle(), kName);
+  run_tiles(product_of(params), stream, kName);
 }
 
 }  // namespace
@@ -415,6 +369,10 @@ void launch(const LinearParams& params, CudaStream& stream) {
     default:
       return run_f32(params, stream);
   }
+}
+
+void launch_exact(const LinearParams& params, CudaStream& stream) {
+  if (params.out.elements() > 0) run_exact(product_of(params), stream, kName);
 }
 
 }  // namespace loza::cuda

@@ -10,6 +10,7 @@ import { visibleKeys, zigzag } from '../../../lib/selftest/cases/key-range';
 import { compare, compareBits } from '../../../lib/selftest/compare';
 import { forEachDevice, testDataChecks, type Lab } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
+import { maskPositions, maskRanges, seenPerBlock } from '../../support/key-mask';
 import { host } from '../../../lib/selftest/host-tensor';
 import { Random } from '../../../lib/selftest/random';
 import { sweep } from '../../support/sweep';
@@ -45,23 +46,12 @@ async function keysPerBlock(lab: Lab, range: KeyRange, t: number, shortTable: bo
 forEachDevice('attention_decode', (lab) => {
   sweep(lab, attentionDecode);
 
-  const ranges: [string, KeyRange][] = [
-    ['full', fullRange],
-    ['1 sink, 7 locals', zigzag],
-    ['no sinks, 1 local', { sinkBlocks: 0, localBlocks: 1 }],
-    ['2 sinks, 3 locals', { sinkBlocks: 2, localBlocks: 3 }],
-  ];
-  test.each(ranges)('%s: sees the keys of the mask and no others', async (_, range) => {
-    const positions = [
-      0, 1, 126, 127, 128, 129, 255, 256, 383, 384, 1023, 1024, 1100, 1151, 1152, 1279, 1280, 2500,
-    ];
-    for (const t of positions) {
-      const expected = new Array<number>(Math.floor(t / 128) + 1).fill(0);
-      for (const key of visibleKeys(range, t)) expected[Math.floor(key / 128)]!++;
+  test.each(maskRanges)('%s: sees the keys of the mask and no others', async (_, range) => {
+    for (const t of maskPositions) {
       for (const shortTable of range === fullRange ? [false] : [false, true])
         expect({ t, keys: await keysPerBlock(lab, range, t, shortTable) }).toEqual({
           t,
-          keys: expected,
+          keys: seenPerBlock(range, t),
         });
     }
   });

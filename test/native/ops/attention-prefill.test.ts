@@ -1,5 +1,5 @@
 import { fullRange, type KeyRange, type Ops } from '../../../lib/native/ops';
-import { visibleKeys, zigzag } from '../../../lib/selftest/cases/key-range';
+import { zigzag } from '../../../lib/selftest/cases/key-range';
 import {
   attentionPrefill,
   prefillInputs,
@@ -11,6 +11,7 @@ import {
 import { compare, compareBits } from '../../../lib/selftest/compare';
 import { forEachDevice, testDataChecks, type Lab } from '../../support/devices';
 import { expectLozaError } from '../../support/errors';
+import { maskPositions, maskRanges, seenPerBlock } from '../../support/key-mask';
 import { host } from '../../../lib/selftest/host-tensor';
 import { Random } from '../../../lib/selftest/random';
 import { sweep } from '../../support/sweep';
@@ -64,22 +65,9 @@ async function keysPerBlock(lab: Lab, range: KeyRange, positions: number[]) {
 forEachDevice('attention_prefill', (lab) => {
   sweep(lab, attentionPrefill);
 
-  const ranges: [string, KeyRange][] = [
-    ['full', fullRange],
-    ['1 sink, 7 locals', zigzag],
-    ['no sinks, 1 local', { sinkBlocks: 0, localBlocks: 1 }],
-    ['2 sinks, 3 locals', { sinkBlocks: 2, localBlocks: 3 }],
-  ];
-  test.each(ranges)('%s: sees the keys of the mask and no others', async (_, range) => {
-    const positions = [
-      0, 1, 126, 127, 128, 129, 255, 256, 383, 384, 1023, 1024, 1100, 1151, 1152, 1279, 1280, 2500,
-    ];
-    const expected = positions.map((t) => {
-      const counts = new Array<number>(Math.floor(t / 128) + 1).fill(0);
-      for (const key of visibleKeys(range, t)) counts[Math.floor(key / 128)]!++;
-      return counts;
-    });
-    expect(await keysPerBlock(lab, range, positions)).toEqual(expected);
+  test.each(maskRanges)('%s: sees the keys of the mask and no others', async (_, range) => {
+    const expected = maskPositions.map((t) => seenPerBlock(range, t));
+    expect(await keysPerBlock(lab, range, maskPositions)).toEqual(expected);
   });
 
   test('1 sink, 7 locals: the counts of the specification', async () => {

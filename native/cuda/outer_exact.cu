@@ -1,23 +1,14 @@
-// The same as outer_tile.cuh of f32 activations, in plain fp32 arithmetic. A CTA computes 64 x 64 sums,
+// Sums of outer products with f32 activations, in plain fp32 arithmetic. A CTA computes 64 x 64 sums,
 // a thread 4 x 4 of them; the products of each step of kDepth rows are summed by themselves and then
 // added to the total, which keeps rounding errors near those of the inputs.
-#pragma once
-
+// Grid: x = tiles along k, y = tiles along n, z = experts.
 #include "cuda/check.h"
-#include "cuda/types.cuh"
+#include "cuda/outer_operands.cuh"
 
 namespace loza::cuda {
+namespace {
 
-struct OuterExactParams {
-  const float* y;         // [slots, n]
-  const float* x;         // [rows, k]
-  float* out;             // [experts, n, k]
-  const int32_t* starts;  // [experts + 1], or null: one matrix for all rows
-  const int32_t* order;   // [slots], or null
-  int64_t y_stride, x_stride, out_stride, out_expert_stride;
-  int64_t rows;  // of y
-  int n, k, top_k;
-};
+using OuterParams = OuterOperands<float>;
 
 struct OuterExact {
   static constexpr int kSide = 64, kDepth = 16, kThreadsX = 16, kThreads = 256;
@@ -30,7 +21,7 @@ struct OuterExactStorage {
 };
 
 // Fills a step; what does not exist becomes zeros.
-__device__ inline void load_outer_step(OuterExactStorage& shared, const OuterExactParams& params,
+__device__ inline void load_outer_step(OuterExactStorage& shared, const OuterParams& params,
                                        int64_t first, int64_t end) {
   using T = OuterExact;
   for (int i = static_cast<int>(threadIdx.x); i < T::kDepth * T::kSide; i += T::kThreads) {
@@ -66,9 +57,8 @@ __device__ inline void add_outer_step(OuterExactSums& totals, const OuterExactSt
     for (int column = 0; column < T::kEach; column++) totals[row][column] += sums[row][column];
 }
 
-// Grid: x = tiles along k, y = tiles along n, z = experts.
-static __global__ void __launch_bounds__(OuterExact::kThreads)
-    outer_exact_kernel(const __grid_constant__ OuterExactParams params) {
+__global__ void __launch_bounds__(OuterExact::kThreads)
+    outer_exact_kernel(const __grid_constant__ OuterParams params) {
   using T = OuterExact;
   __shared__ OuterExactStorage shared;
   const int x = static_cast<int>(threadIdx.x) % T::kThreadsX;
@@ -93,12 +83,11 @@ static __global__ void __launch_bounds__(OuterExact::kThreads)
   }
 }
 
-inline void launch_outer_exact(const OuterExactParams& params, int64_t experts, cudaStream_t stream,
-                               const char* operation) {
-  const dim3 grid(static_cast<unsigned>(ceil_div(params.k, OuterExact::kSide)),
-                  static_cast<unsigned>(ceil_div(params.n, OuterExact::kSide)),
-                  static_cast<unsigned>(experts));
-  outer_exact_kernel<<<grid, OuterExact::kThreads, 0, stream>>>(params);
+}  // namespace
+
+void run_exact(const OuterProduct& product, CudaStream& stream, const char* operation) {
+  outer_exact_kernel<<<outer_grid(product, OuterExact::kSide), OuterExact::kThreads, 0,
+                       stream.handle()>>>(operands_of<float>(product));
   check_launch(operation);
 }
 

@@ -1,23 +1,14 @@
-// Sums of outer products, which gradients of weights are, of one matrix or one an expert:
-//   out[e][n, k] += sum over the rows i of e of y[i, n] * x[source(i), k]
-// y and x lie along n and k, so both operands reach the tensor cores transposed (ldmatrix). bf16
-// products, fp32 sums; every sum starts from what `out` holds
+// Sums of outer products with bf16 activations. y and x lie along n and k, so both operands reach the
+// tensor cores transposed (ldmatrix). bf16 products, fp32 sums; every sum starts from what `out` holds
 // and runs over ascending rows in one CTA.
-#pragma once
-
+// Grid: x = tiles along k, y = tiles along n, z = experts.
 #include "cuda/gemm_tile.cuh"
+#include "cuda/outer_operands.cuh"
 
 namespace loza::cuda {
+namespace {
 
-struct OuterParams {
-  const Bf16* y;          // [slots, n]
-  const Bf16* x;          // [rows, k]
-  float* out;             // [experts, n, k]
-  const int32_t* starts;  // [experts + 1], or null: one matrix for all rows
-  const int32_t* order;   // [slots], or null
-  int64_t y_stride, x_stride, out_stride, out_expert_stride;
-  int64_t rows;  // of y
-  int n, k, top_k;
+struct OuterParams : OuterOperands<Bf16> {
   bool y_aligned, x_aligned;  // every row starts at a multiple of 16 bytes
   bool out_aligned;           // every row starts at a multiple of two values
 };
@@ -136,8 +127,7 @@ __device__ inline void store_outer(const OuterParams& params, int64_t expert, Ou
   });
 }
 
-// Grid: x = tiles along k, y = tiles along n, z = experts.
-static __global__ void __launch_bounds__(OuterTile::kThreads, 2)
+__global__ void __launch_bounds__(OuterTile::kThreads, 2)
     outer_kernel(const __grid_constant__ OuterParams params) {
   using T = OuterTile;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -165,15 +155,16 @@ static __global__ void __launch_bounds__(OuterTile::kThreads, 2)
   store_outer(params, expert, sums);
 }
 
-inline void launch_outer(const OuterParams& params, int64_t experts, cudaStream_t stream,
-                         const char* operation) {
+}  // namespace
+
+void run_tiles(const OuterProduct& product, CudaStream& stream, const char* operation) {
   constexpr size_t kShared = sizeof(OuterStorage);
-  const auto tiles = [](int extent) {
-    return static_cast<unsigned>((extent + OuterTile::kSide - 1) / OuterTile::kSide);
-  };
+  const OuterParams params{operands_of<Bf16>(product), rows_aligned(product.y, 16, 1),
+                           rows_aligned(product.x, 16, 1),
+                           rows_aligned(product.out, 8, product.out.rank - 1)};
   allow_shared(outer_kernel, kShared, operation);
-  const dim3 grid(tiles(params.k), tiles(params.n), static_cast<unsigned>(experts));
-  outer_kernel<<<grid, OuterTile::kThreads, kShared, stream>>>(params);
+  outer_kernel<<<outer_grid(product, OuterTile::kSide), OuterTile::kThreads, kShared,
+                 stream.handle()>>>(params);
   check_launch(operation);
 }
 
