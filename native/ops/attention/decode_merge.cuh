@@ -29,70 +29,65 @@ __device__ void store_nothing(const DecodeProblem& problem, int warp) {
   }
 }
 
-// Merges the partial results of one (row, head) and 128 latent columns: by a warp, or by many that take
-// equal runs of the splits. Short code, because it runs cold.
-template <class Traits, int kSplitWarps>
-__global__ void __launch_bounds__(kSplitWarps == 1 ? 256 : 32 * kSplitWarps)
+constexpr int kMergeThreads = 256;
+
+// Merges the partial results of one (row, head) and 256 / kRuns latent columns, by a warp, whose lanes
+// take kRuns runs of the splits. Short code, because it runs cold; few registers and no shared memory, so
+// that there is room for it beside an attention CTA, one of this call or of the next.
+template <class Traits, int kRuns>
+__global__ void __launch_bounds__(kMergeThreads, 4)
     merge_kernel(const __grid_constant__ DecodeProblem problem,
                  const __grid_constant__ DecodeScratch scratch, const Splits* all_splits) {
-  constexpr int kBatch = 4;  // sums under way at a time
-  __shared__ float4 exchange[kSplitWarps][kLanes];
-  const int warp = static_cast<int>(threadIdx.x) / kLanes;
-  const int lane = static_cast<int>(threadIdx.x) % kLanes, cta = static_cast<int>(blockIdx.x);
-  const int task = kSplitWarps == 1 ? cta * 8 + warp : cta;
-  const int flat = task / 4, column = task % 4 * 128 + lane * 4;
+  constexpr int kBatch = 6;  // sums under way at a time
+  constexpr int kRunLanes = kLanes / kRuns, kTasks = Traits::kLatent / (kRunLanes * 8);
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  const int task = static_cast<int>((blockIdx.x * kMergeThreads + threadIdx.x) / kLanes);
+  const int flat = task / kTasks, column = (task % kTasks * kRunLanes + lane % kRunLanes) * 8;
   launch_dependents();
   if (flat >= problem.rows * problem.heads) return wait_for_prerequisites();
   const int4 found = __ldcg(reinterpret_cast<const int4*>(all_splits + flat));  // of the plan
   const Splits splits{found.x, found.y, found.z, found.w};
   wait_for_prerequisites();
   if (splits.count <= 1) return;
-  const auto* stats = reinterpret_cast<const float2*>(scratch.stats) + splits.row;
-  const float* sums = scratch.sums + splits.row * Traits::kLatent + column;
-  const int run = (splits.count + kSplitWarps - 1) / kSplitWarps;
-  const int first = kSplitWarps == 1 ? 0 : warp * run, end = min(splits.count, first + run);
-  float best = negative_infinity(), total = 0;
+  const Stats* stats = scratch.stats + splits.row;
+  const uint16_t* sums = scratch.sums + splits.row * Traits::kLatent + column;
+  const int run = (splits.count + kRuns - 1) / kRuns;
+  const int first = lane / kRunLanes * run, end = min(splits.count, first + run);
+  float best = negative_infinity(), total = 0, sum[8]{};
   for (int s = lane; s < splits.count; s += kLanes)
-    best = fmaxf(best, stats[splits.slot(s) * Traits::kRows].x);
-  float4 sum = make_float4(0, 0, 0, 0), own[kBatch];
+    best = fmaxf(best, stats[splits.slot(s) * Traits::kRows].highest);
 #pragma unroll 1
-  for (int begin = first; begin < end || begin == first; begin += kBatch) {
+  for (int begin = 0; begin < run; begin += kBatch) {
+    uint4 own[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; i++)
-      if (begin + i < end)
-        own[i] = *reinterpret_cast<const float4*>(sums + int64_t{splits.slot(begin + i)} *
-                                                             Traits::kRows * Traits::kLatent);
-    if (begin == first) {  // while the first batch is on its way
+      if (first + begin + i < end)
+        own[i] = *reinterpret_cast<const uint4*>(sums + int64_t{splits.slot(first + begin + i)} *
+                                                            Traits::kRows * Traits::kLatent);
+    if (begin == 0) {  // while the first batch is on its way
       best = warp_max(best);
       if (best == negative_infinity()) return;  // padding
       for (int s = lane; s < splits.count; s += kLanes) {
-        const float2 part = stats[splits.slot(s) * Traits::kRows];
-        total += exp2_fast(part.x - best) * part.y;
+        const Stats part = stats[splits.slot(s) * Traits::kRows];
+        total += exp2_fast(part.highest - best) * part.total;
       }
       total = warp_sum(total);
     }
 #pragma unroll
     for (int i = 0; i < kBatch; i++) {
-      if (begin + i >= end) continue;
-      const float weight = exp2_fast(stats[splits.slot(begin + i) * Traits::kRows].x - best);
-      sum.x += own[i].x * weight, sum.y += own[i].y * weight;
-      sum.z += own[i].z * weight, sum.w += own[i].w * weight;
+      if (first + begin + i >= end) continue;
+      const Stats& part = stats[splits.slot(first + begin + i) * Traits::kRows];
+      add_weighted(sum, own[i], exp2_fast(part.highest - best));
     }
   }
-  if constexpr (kSplitWarps > 1) {
-    exchange[warp][lane] = sum;
-    __syncthreads();
-    if (warp > 0) return;
-#pragma unroll 5
-    for (int w = 1; w < kSplitWarps; w++) {
-      const float4 part = exchange[w][lane];
-      sum.x += part.x, sum.y += part.y, sum.z += part.z, sum.w += part.w;
-    }
-  }
-  const float inverse = 1 / total;
-  *reinterpret_cast<uint2*>(problem.out + int64_t{flat} * Traits::kLatent + column) =
-      make_uint2(pack(sum.x * inverse, sum.y * inverse), pack(sum.z * inverse, sum.w * inverse));
-  if (problem.lse != nullptr && task % 4 == 0 && lane == 0)
+#pragma unroll
+  for (int offset = kRunLanes; offset < kLanes; offset *= 2)
+#pragma unroll
+    for (float& value : sum) value += __shfl_xor_sync(kFullWarp, value, offset);
+  if (lane < kRunLanes)
+    *reinterpret_cast<uint4*>(problem.out + int64_t{flat} * Traits::kLatent + column) =
+        pack_scaled(sum, 1 / total);
+  if (problem.lse != nullptr && task % kTasks == 0 && lane == 0)
     problem.lse[flat] = log_sum(best, total);
 }
 
@@ -100,11 +95,21 @@ template <class Traits>
 void launch_merge(const DecodeProblem& problem, const DecodeScratch& scratch, const Splits* splits,
                   int ctas, cudaStream_t stream) {
   const int pairs = problem.rows * problem.heads;
-  constexpr int kManyWarps = 16;  // divide many splits of few rows
+  constexpr int kManyRuns = 8;
   const bool many = ctas * Traits::kRows > pairs * 12;
-  const auto kernel = many ? merge_kernel<Traits, kManyWarps> : merge_kernel<Traits, 1>;
-  const Grid grid{dim3(static_cast<unsigned>(many ? pairs * 4 : (pairs + 1) / 2)),
-                  dim3(many ? kManyWarps * kLanes : 256)};
+  const auto kernel = many ? merge_kernel<Traits, kManyRuns> : merge_kernel<Traits, 1>;
+  // As the attention kernel has it: else an SM takes CTAs of one kernel when those of the other are gone.
+  static const bool divided = [] {
+    for (const auto each : {merge_kernel<Traits, kManyRuns>, merge_kernel<Traits, 1>})
+      check(cudaFuncSetAttribute(each, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                 cudaSharedmemCarveoutMaxShared),
+            "cudaFuncSetAttribute");
+    return true;
+  }();
+  static_cast<void>(divided);
+  const int warps = pairs * 2 * (many ? kManyRuns : 1), cta_warps = kMergeThreads / kLanes;
+  const Grid grid{dim3(static_cast<unsigned>((warps + cta_warps - 1) / cta_warps)),
+                  dim3(kMergeThreads)};
   launch_kernel("attention_decode: merge", kernel, grid, stream, problem, scratch, splits);
 }
 
