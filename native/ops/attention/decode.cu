@@ -116,7 +116,7 @@ void launch_plan(const DecodeProblem& problem, const DecodeShape& shape, void* p
 DecodeShape choose_shape(const DecodeProblem& problem) {
   constexpr static FormCost kForms[] = {
       {64, 2400, 6400}, {56, 2400, 5600}, {32, 2200, 3200}, {16, 2000, 1600}, {8, 1900, 800}};
-  const CacheCosts costs{kTileKeys * 1152, kForms, 1024};
+  const CacheCosts costs{kTileKeys * 1152, kForms};
   return choose_shape(problem, costs, [](int rows, int cluster_ctas) {
     return with_traits(rows, 1, [&](auto traits) {
       using Traits = decltype(traits);

@@ -127,7 +127,7 @@ void launch_fp8_plan(const DecodeProblem& problem, const DecodeShape& shape, voi
 DecodeShape choose_fp8_shape(const DecodeProblem& problem) {
   constexpr static FormCost kForms[] = {
       {64, 4700, 6400}, {32, 2800, 3200}, {16, 2300, 1600}, {8, 1900, 800}};
-  const CacheCosts costs{Fp8Tile::kBytes, kForms, 512};
+  const CacheCosts costs{Fp8Tile::kBytes, kForms};
   DecodeShape shape = choose_shape(problem, costs, [](int rows, int cluster_ctas) {
     return with_traits(rows, [&](auto traits) {
       using Traits = decltype(traits);

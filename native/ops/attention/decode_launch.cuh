@@ -58,6 +58,7 @@ std::byte* take_scratch(const DecodeProblem& problem, int ctas, bool own_plan, C
   std::byte* memory = stream.scratch(plan + sums + slots * sizeof(Stats));
   scratch.sums = reinterpret_cast<uint16_t*>(memory + plan);  // a multiple of 16 bytes
   scratch.stats = reinterpret_cast<Stats*>(memory + plan + sums);
+  scratch.ctas = ctas;
   return memory;
 }
 

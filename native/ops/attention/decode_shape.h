@@ -34,7 +34,6 @@ struct FormCost {
 struct CacheCosts {  // of a type of cache
   int64_t tile_bytes;
   std::span<const FormCost> forms;
-  int64_t lone_blocks;  // up to which one sequence alone is best off with 32 rows a CTA
 };
 constexpr int64_t kCopyRate = 3200;  // bytes a clock from the L2
 
@@ -75,8 +74,7 @@ DecodeShape choose_shape(const DecodeProblem& problem, const CacheCosts& costs,
   // Little work for all SMs: fewer pairs a CTA leave a half or a quarter of the partial results.
   constexpr int kMostGroups = 4, kShortBlocks = 80, kMediumBlocks = 512;
   const int64_t all_blocks = int64_t{sequences} * problem.entries;
-  const int64_t medium_blocks = sequences == 1 ? costs.lone_blocks : kMediumBlocks;
-  if (rows == 64 && pairs <= 64 && all_blocks <= medium_blocks)
+  if (rows == 64 && pairs <= 64 && all_blocks <= kMediumBlocks)
     return all_blocks <= kShortBlocks ? DecodeShape{.rows = 16, .groups = 4, .lined_up = true}
                                       : DecodeShape{.rows = 32, .groups = 2, .lined_up = true};
   return {.rows = rows,

@@ -97,8 +97,13 @@ struct DecodeStorage {
 };
 
 struct DecodeScratch {
-  uint16_t* sums;  // [2 CTAs, kRows, latent], f16
-  Stats* stats;    // [2 CTAs, kRows]
+  uint16_t* sums;  // [kRows, 2, CTAs, latent], f16: those of a row lie together
+  Stats* stats;    // [kRows, 2, CTAs]
+  int32_t ctas;
+
+  __device__ int64_t place(int row, int slot) const {
+    return (int64_t{2} * row + slot % 2) * ctas + slot / 2;
+  }
 };
 
 struct DecodeLaunch {

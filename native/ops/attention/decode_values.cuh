@@ -29,7 +29,8 @@ __device__ void shrink_sums(const DecodeStorage<Traits>& shared, ValueState<Trai
       chain[i] *= shrink[Traits::kSwapped ? i / 4 * 2 + i % 2 : i / 2 % 2];
 }
 
-// sums (+)= p k, or its transpose k^T p^T, over a tile, whose parts are given back one by one.
+// sums (+)= p k, or its transpose k^T p^T, over a tile, whose parts are given back one by one: the back
+// first, because there are as many fronts or more.
 template <class Traits>
 __device__ void multiply_values(DecodeStorage<Traits>& shared, const TileRing<Traits>& ring,
                                 bool accumulate, int groups, ValueState<Traits>& state) {
@@ -40,26 +41,27 @@ __device__ void multiply_values(DecodeStorage<Traits>& shared, const TileRing<Tr
   wgmma_fence();
 #pragma unroll
   for (int chain = 0; chain < Traits::kChains; chain++) {
-    const bf16* k = chain < kHalf ? front : back;
+    const bf16* k = chain < kHalf ? back : front;
+    float(&sums)[Traits::kSums] = state.sums[(chain + kHalf) % Traits::kChains];
     const uint64_t v = wgmma_descriptor(k + chain % kHalf * kTileKeys * Traits::kChainColumns,
                                         Traits::kPanelBytes);
 #pragma unroll
     for (int step = 0; step < kTileKeys / 16; step++) {
       const uint64_t own_p = wgmma_advance(p, step * 32), own_v = wgmma_advance(v, step * 2048);
       if constexpr (Traits::kSwapped)
-        wgmma_bf16<1, 0>(state.sums[chain], own_v, own_p, accumulate || step > 0);
+        wgmma_bf16<1, 0>(sums, own_v, own_p, accumulate || step > 0);
       else
-        wgmma_bf16<0, 1>(state.sums[chain], own_p, own_v, accumulate || step > 0);
+        wgmma_bf16<0, 1>(sums, own_p, own_v, accumulate || step > 0);
     }
     if (chain % kHalf == kHalf - 1) wgmma_commit();
   }
   wgmma_wait<1>();
-  warp_give_back(&shared.front_empty[ring.front.index], state.lane, groups);
+  warp_give_back(&shared.back_empty[ring.back.index], state.lane, groups);
   wgmma_wait<0>();
 #pragma unroll
   for (auto& chain : state.sums) wgmma_pin(chain);
   warp_arrive(&shared.p_empty, state.lane);
-  warp_give_back(&shared.back_empty[ring.back.index], state.lane, groups);
+  warp_give_back(&shared.front_empty[ring.front.index], state.lane, groups);
 }
 
 // store(index, row, column, left, right) for all pairs of neighbouring columns that the thread has.
@@ -186,7 +188,7 @@ __device__ void store_staged(const DecodeProblem& problem, const DecodeScratch& 
   const uint16_t* from = shared.staged + row * Traits::kStagedRow;
   const float total = shared.total[row];
   if (work.slot >= 0) {
-    const int64_t to = int64_t{2 * static_cast<int>(blockIdx.x) + work.slot} * Traits::kRows + row;
+    const int64_t to = scratch.place(row, 2 * static_cast<int>(blockIdx.x) + work.slot);
     scratch.stats[to] = partial_stats(shared, row);
     bulk_store(scratch.sums + to * Traits::kLatent, from, kBytes);
   } else if (total != 0) {  // else padding
