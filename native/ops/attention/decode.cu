@@ -23,7 +23,7 @@ namespace attention {
 namespace {
 
 template <class Traits>
-__global__ void __launch_bounds__(Traits::kThreads, 1)
+__global__ void __launch_bounds__(Traits::kRegisterThreads, 1)
     decode_kernel(const __grid_constant__ DecodeProblem problem,
                   const __grid_constant__ DecodeLaunch launch,
                   const __grid_constant__ TensorMap q_map,
@@ -33,24 +33,26 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   // Uniform, as the compiler sees it: matrix instructions must not be in a divergent path.
   const int warp = __shfl_sync(kFullWarp, static_cast<int>(threadIdx.x) / kLanes, 0);
   if (threadIdx.x == 0) prefetch(q_map), init_barriers(shared, launch.groups);
-  if (threadIdx.x < Traits::kRows) shared.highest[threadIdx.x] = negative_infinity();
   __syncwarp();
   cluster_arrive_relaxed();  // for the barriers; waited for where they are first needed
   launch_dependents();
   if (warp >= 12) {
-    release_registers<64>();
+    if constexpr (!Traits::kLight) release_registers<Traits::kCopyRegisters>();
     if (warp == 12) return produce<PanelTiles<Traits>>(problem, launch, shared, k_map);
     return cluster_wait();
   }
   cluster_wait();
   if (warp >= 4) {
-    claim_registers<168>();
+    if constexpr (!Traits::kLight) claim_registers<Traits::kValueRegisters>();
     wait_for_prerequisites();
     store_nothing<Traits>(problem, warp - 4);
     sum_values(problem, launch, shared);
     merge_cluster(problem, launch, shared);
   } else {
-    release_registers<112>();
+    if constexpr (Traits::kScoreRegisters > 128)
+      claim_registers<Traits::kScoreRegisters>();
+    else if constexpr (!Traits::kLight)
+      release_registers<Traits::kScoreRegisters>();
     wait_for_prerequisites();
     make_scores(problem, launch, q_map, shared);
     merge_cluster(problem, launch, shared);
@@ -62,9 +64,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
 // ---- Launch ---------------------------------------------------------------------------------------
 
-// run(Traits{}) for a form of so many rows.
+// run(Traits{}) for a form of so many rows, and of CTAs that share tiles.
 template <class Run>
-auto with_traits(int rows, const Run& run) {
+auto with_traits(int rows, int groups, const Run& run) {
   switch (rows) {
     case 8:
       return run(DecodeTraits<8, true, 3, 3>{});
@@ -75,7 +77,8 @@ auto with_traits(int rows, const Run& run) {
     case 56:
       return run(DecodeTraits<56, true, 2, 2>{});
     default:
-      return run(DecodeTraits<64, false, 2, 2>{});
+      return groups > 1 ? run(DecodeTraits<64, false, 3, 2>{})
+                        : run(DecodeTraits<64, false, 2, 2>{});
   }
 }
 
@@ -93,7 +96,7 @@ bool fits_tensor_cores(const AttentionDecodeParams& params) {
 
 void launch_shape(const DecodeProblem& problem, const DecodeShape& shape, void* plan,
                   CudaStream& stream) {
-  with_traits(shape.rows, [&](auto traits) {
+  with_traits(shape.rows, shape.groups, [&](auto traits) {
     using Traits = decltype(traits);
     const TensorMap keys =
         map_rows<Traits>(problem.cache, problem.slots, problem.cache_row, kTileKeys, 1);
@@ -104,7 +107,7 @@ void launch_shape(const DecodeProblem& problem, const DecodeShape& shape, void* 
 
 void launch_plan(const DecodeProblem& problem, const DecodeShape& shape, void* plan,
                  CudaStream& stream) {
-  with_traits(shape.rows, [&](auto traits) {
+  with_traits(shape.rows, shape.groups, [&](auto traits) {
     using Traits = decltype(traits);
     plan_form<Traits, decode_kernel<Traits>>(problem, shape, plan, stream);
   });
@@ -115,7 +118,7 @@ DecodeShape choose_shape(const DecodeProblem& problem) {
       {64, 2400, 6400}, {56, 2400, 5600}, {32, 2200, 3200}, {16, 2000, 1600}, {8, 1900, 800}};
   const CacheCosts costs{kTileKeys * 1152, kForms};
   return choose_shape(problem, costs, [](int rows, int cluster_ctas) {
-    return with_traits(rows, [&](auto traits) {
+    return with_traits(rows, 1, [&](auto traits) {
       using Traits = decltype(traits);
       return resident_clusters<Traits, decode_kernel<Traits>>(cluster_ctas);
     });

@@ -31,6 +31,8 @@ struct Fp8Tiles {
     prefetch(*maps.q), prefetch(*maps.codes), prefetch(*maps.rope);
   }
 
+  __device__ void begin_work() {}
+
   __device__ void load_queries(const Unit& unit) {
     if (copies.lane != 0) return;
     barrier_arrive_expect(&shared.q_full, sizeof(shared.q));

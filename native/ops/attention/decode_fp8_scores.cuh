@@ -26,6 +26,7 @@ __device__ void begin_fp8_scores(const DecodeProblem& problem, const Unit& unit,
     const int query = (unit.flat + row) / problem.heads;
     const int limit = row < unit.rows ? problem.positions[query * problem.positions_step] : -1;
     shared.highest[row] = negative_infinity();
+    shared.peak[row] = 0;
     shared.limit[row] = limit;
     shared.local[row] =
         problem.range.first_local_block(max(0, limit) / kBlockTokens) * kBlockTokens;

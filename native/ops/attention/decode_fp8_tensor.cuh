@@ -33,13 +33,13 @@ struct Fp8Traits {
   static constexpr int kCodePanel = 128,
                        kCodePanels = kLatent / kCodePanel;             // columns of 128 bytes
   static constexpr int kPanel = 64, kLatentPanels = kLatent / kPanel;  // the same of q
-  static constexpr int kPanels = kLatentPanels + 1;
+  static constexpr int kPanels = kLatentPanels + 1, kQueryBox = kPanels;
   static constexpr int kScores = kRows * kTileKeys / 128;  // of a thread
   static constexpr int kScoreRows = kRows / 4;             // pairs that a thread has scores of
   static constexpr int kColumns = kLatent / 2;             // of a values warpgroup
   static constexpr int kChains = kColumns / 64;
   static constexpr int kSums = kRows * 64 / 128;  // of a thread and chain
-  static constexpr int kSumsRow = kLatent + 4, kResultsRow = kLatent + 8;
+  static constexpr int kStagedRow = kLatent + 8;
   static constexpr int kScoreThreads = 128, kMergeThreads = 384, kThreads = 512;
 };
 
@@ -63,20 +63,21 @@ struct DecodeStorage<Fp8Traits<kRows>> {
   using Traits = Fp8Traits<kRows>;
   union {
     Fp8Tile tiles[Traits::kStages];
-    float sums[kRows * Traits::kSumsRow];  // at the end of the CTA's work
-    bf16 results[kRows * Traits::kResultsRow];
+    uint16_t staged[kRows * Traits::kStagedRow];  // at the end of the CTA's work
   };
   alignas(1024) bf16 q[Traits::kPanels][kRows * Traits::kPanel];
   alignas(1024) bf16 p[2][kRows * kTileKeys];  // f16
   float exchange[4][kRows];
   Softmax softmax[2][kRows / 2];
   float highest[kRows], total[kRows];  // highest: of the tiles so far, total: of the work's end
+  int32_t peak[kRows];                 // highest magnitude of sums, its bits
   int32_t limit[kRows], local[kRows];  // last and first local position a row sees
   Work work;
   bool last_work;
   uint64_t k_full[Traits::kStages], k_empty[Traits::kStages];
   uint64_t p_full[2], p_empty[2], scored[2];
   uint64_t q_full, q_ready, work_full, work_empty;
+  Stats parts[kRows + 2];  // last, as in decode_tensor.cuh
 };
 
 template <int kRows>
@@ -103,12 +104,6 @@ __device__ __forceinline__ void widen_codes(uint32_t codes, uint32_t& low, uint3
       "cvt.rn.f16x2.e4m3x2 %0, l;\ncvt.rn.f16x2.e4m3x2 %1, h;\n}"
       : "=r"(low), "=r"(high)
       : "r"(codes));
-}
-
-__device__ __forceinline__ uint32_t pack_half(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
 }
 
 // Keeps the compiler from making operands later than here, between the instructions that read them.

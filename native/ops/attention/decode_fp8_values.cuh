@@ -178,26 +178,18 @@ __device__ __forceinline__ void for_each_run(const Fp8Values<Traits>& state, con
     }
 }
 
-template <class Traits>
-__device__ void stage_fp8_sums(DecodeStorage<Traits>& shared, const Fp8Values<Traits>& state) {
+template <class Traits, bool kPartial>
+__device__ void stage_fp8(DecodeStorage<Traits>& shared, const Fp8Values<Traits>& state) {
+  if constexpr (kPartial) find_peaks(shared, state);
   values_sync();
   for_each_run(state, [&](int row, int column, float(&values)[8]) {
-    float* to = shared.sums + row * Traits::kSumsRow + column;
-    *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
-    *reinterpret_cast<float4*>(to + 4) = make_float4(values[4], values[5], values[6], values[7]);
-  });
-}
-
-template <class Traits>
-__device__ void stage_fp8_results(DecodeStorage<Traits>& shared, const Fp8Values<Traits>& state) {
-  values_sync();
-  for_each_run(state, [&](int row, int column, float(&values)[8]) {
-    const float inverse = 1 / shared.total[row];
+    const float factor = staged_factor<Traits, kPartial>(shared, row);
+    uint32_t words[4];
 #pragma unroll
-    for (float& value : values) value *= inverse;
-    *reinterpret_cast<uint4*>(shared.results + row * Traits::kResultsRow + column) =
-        make_uint4(pack(values[0], values[1]), pack(values[2], values[3]),
-                   pack(values[4], values[5]), pack(values[6], values[7]));
+    for (int i = 0; i < 4; i++)
+      words[i] = pack_staged<kPartial>(values[2 * i] * factor, values[2 * i + 1] * factor);
+    *reinterpret_cast<uint4*>(shared.staged + row * Traits::kStagedRow + column) =
+        make_uint4(words[0], words[1], words[2], words[3]);
   });
 }
 
@@ -230,9 +222,9 @@ __device__ void sum_fp8_values(const DecodeProblem& problem, const DecodeLaunch&
       state.turn.advance();
     }
     if (shared.work.slot < 0 && first < end)
-      stage_fp8_results(shared, state);
+      stage_fp8<Traits, false>(shared, state);
     else if (first < end)
-      stage_fp8_sums(shared, state);
+      stage_fp8<Traits, true>(shared, state);
     if (first < end && (launch.parts > 0 || shared.work.slot < 0))
       store_staged(problem, launch.scratch, shared);
     if (last) return;

@@ -11,11 +11,17 @@
 
 namespace loza::cuda::attention {
 
+// Of a CTA. Lined up without what only clusters need: that leaves room for CTAs of the merge.
+template <class Traits>
+size_t shared_bytes(bool lined_up) {
+  using Storage = DecodeStorage<Traits>;
+  static_assert(sizeof(Storage) <= 227 * 1024);
+  return lined_up ? offsetof(Storage, parts) : sizeof(Storage);
+}
+
 template <class Traits, auto kKernel>
 void prepare() {
-  constexpr size_t kBytes = sizeof(DecodeStorage<Traits>);
-  static_assert(kBytes <= 227 * 1024);
-  allow_shared_memory<kKernel>(kBytes);
+  allow_shared_memory<kKernel>(shared_bytes<Traits>(false));
 }
 
 // How many clusters of so many CTAs the device runs at a time.
@@ -31,7 +37,7 @@ int resident_clusters(int cluster_ctas) {
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(cluster_ctas));
     config.blockDim = dim3(Traits::kThreads);
-    config.dynamicSmemBytes = sizeof(DecodeStorage<Traits>);
+    config.dynamicSmemBytes = shared_bytes<Traits>(false);
     config.attrs = &cluster, config.numAttrs = 1;
     int clusters = 0;
     check(cudaOccupancyMaxActiveClusters(&clusters, kKernel, &config),
@@ -45,12 +51,14 @@ int resident_clusters(int cluster_ctas) {
 template <class Traits>
 std::byte* take_scratch(const DecodeProblem& problem, int ctas, bool own_plan, CudaStream& stream,
                         DecodeScratch& scratch) {
-  const size_t slots = size_t{2} * ctas * Traits::kRows, floats = slots * (Traits::kLatent + 2);
+  const size_t slots = size_t{2} * ctas * Traits::kRows;
+  const size_t sums = slots * Traits::kLatent * sizeof(uint16_t);
   const size_t plan =
       own_plan ? plan_ints(problem.rows, problem.heads, problem.sequences) * sizeof(int32_t) : 0;
-  std::byte* memory = stream.scratch(plan + floats * sizeof(float));
-  scratch.sums = reinterpret_cast<float*>(memory + plan);  // a multiple of 16 bytes
-  scratch.stats = scratch.sums + slots * Traits::kLatent;
+  std::byte* memory = stream.scratch(plan + sums + slots * sizeof(Stats));
+  scratch.sums = reinterpret_cast<uint16_t*>(memory + plan);  // a multiple of 16 bytes
+  scratch.stats = reinterpret_cast<Stats*>(memory + plan + sums);
+  scratch.ctas = ctas;
   return memory;
 }
 
@@ -92,7 +100,7 @@ void launch_form(const DecodeProblem& problem, const DecodeShape& shape, void* p
   const DecodePlan parts = plan_at(problem, plan);
   launch.records = parts.records;
   const Grid grid{dim3(static_cast<unsigned>(ctas)), dim3(Traits::kThreads),
-                  sizeof(DecodeStorage<Traits>), static_cast<unsigned>(cluster_ctas)};
+                  shared_bytes<Traits>(shape.lined_up), static_cast<unsigned>(cluster_ctas)};
   launch_kernel("attention_decode", kKernel, grid, stream.handle(), problem, launch, maps...);
   if (shape.lined_up)
     launch_merge<Traits>(problem, launch.scratch, parts.splits, ctas, stream.handle());
@@ -112,7 +120,7 @@ TensorMap map_rows(const void* data, int64_t rows, int64_t row_stride, uint32_t 
 template <class Traits>
 TensorMap map_queries(const DecodeProblem& problem) {
   return map_rows<Traits>(problem.q, int64_t{problem.rows} * problem.heads, problem.q_head,
-                          Traits::kRows, Traits::kPanels);
+                          Traits::kRows, Traits::kQueryBox);
 }
 
 }  // namespace loza::cuda::attention

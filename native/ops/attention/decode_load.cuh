@@ -19,6 +19,11 @@ struct PanelTiles {
 
   __device__ void prefetch_maps() const { prefetch(map); }
 
+  // A front's place is for queries, if they are held in registers.
+  __device__ void begin_work() {
+    if constexpr (Traits::kHeldPanels > 0) ring.front.advance();
+  }
+
   // Loaded by those who make scores. The first must not queue up behind more keys.
   __device__ void load_queries(const Unit&) {
     if (!queries_came) barrier_wait(&shared.q_full, 0);

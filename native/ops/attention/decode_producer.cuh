@@ -33,7 +33,7 @@ struct CopyShare {
   }
 };
 
-// Tiles copies: load(slot), a whole warp, the tile of keys from a cache row on, after those before it,
+// Tiles copies: begin_work(), once for each work; load(slot), a whole warp, the tile of keys from a cache row on, after those before it,
 // kAhead of them before any is given back; load_queries(unit), once for each work.
 template <class Traits, class Tiles>
 struct Producer {
@@ -92,6 +92,7 @@ struct Producer {
   __device__ void load(const Work& work, int settled, bool last) {
     window.ahead = entry_of(work, window.begin + window.count + lane);
     hand_out(work, last);
+    tiles.begin_work();
     int tile = work.first;
     if (!waited) {
       const int early = min(min(work.end, settled), work.first + Tiles::kAhead);

@@ -8,6 +8,7 @@ namespace loza::cuda::attention {
 
 template <class Traits>
 struct ScoreState {
+  uint32_t held[Traits::kHeldPanels + 1][Traits::kPanel / 16][4];  // queries, as operands
   float scores[Traits::kScores];
   float highest[Traits::kScoreRows];  // of this thread's rows, in powers of two
   float total[Traits::kScoreRows];    // this thread's keys only
@@ -16,14 +17,44 @@ struct ScoreState {
   uint32_t p_parity = 0;
 };
 
+// Asked for here, because the producer may still be busy with the first keys.
+template <class Traits>
+__device__ void ask_for_queries(const TensorMap& q_map, const Unit& unit,
+                                DecodeStorage<Traits>& shared, const Ring<Traits::kFronts>& ring) {
+  constexpr int kBytes = Traits::kPanels * Traits::kRows * Traits::kPanel * sizeof(bf16);
+  barrier_arrive_expect(&shared.q_full, kBytes);
+  if constexpr (Traits::kHeldPanels == 0) {
+    tma_load(shared.q, q_map, &shared.q_full, 0, unit.flat, 0);
+  } else {
+    barrier_wait(&shared.front_empty[ring.index], ring.parity ^ 1);
+    for (int i = 0; i < kFrontPanels; i++)
+      tma_load(shared.front[ring.index][i], q_map, &shared.q_full, 0, unit.flat, panel_of(i));
+    for (int i = kFrontPanels; i < Traits::kPanels; i++)
+      tma_load(shared.q[i - kFrontPanels], q_map, &shared.q_full, 0, unit.flat, panel_of(i));
+    for (auto& barrier : shared.front_full[ring.index]) barrier_arrive(&barrier);
+  }
+}
+
+// From a front's place, which is then given back with the first numerators.
+template <class Traits>
+__device__ void hold_queries(DecodeStorage<Traits>& shared, Ring<Traits::kFronts>& ring,
+                             ScoreState<Traits>& state) {
+  const int row = state.warp * 16 + state.lane % 16;
+#pragma unroll
+  for (int i = 0; i < Traits::kHeldPanels; i++)
+#pragma unroll
+    for (int step = 0; step < Traits::kPanel / 16; step++)
+      ldmatrix_x4(state.held[i][step],
+                  reinterpret_cast<const char*>(shared.front[ring.index][i]) +
+                      tile_offset<Traits::kPanel>(row, step * 2 + state.lane / 16));
+  ring.advance();
+}
+
 template <class Traits>
 __device__ void begin_scores(const DecodeProblem& problem, const TensorMap& q_map, const Unit& unit,
-                             DecodeStorage<Traits>& shared, ScoreState<Traits>& state) {
-  // Asked for here, because the producer may still be busy with the first keys.
-  if (threadIdx.x == 0) {
-    barrier_arrive_expect(&shared.q_full, sizeof(shared.q));
-    tma_load(shared.q, q_map, &shared.q_full, 0, unit.flat, 0);
-  }
+                             DecodeStorage<Traits>& shared, const TileRing<Traits>& ring,
+                             ScoreState<Traits>& state) {
+  if (threadIdx.x == 0) ask_for_queries(q_map, unit, shared, ring.front);
 #pragma unroll
   for (int r = 0; r < Traits::kScoreRows; r++)
     state.highest[r] = negative_infinity(), state.total[r] = 0;
@@ -32,6 +63,7 @@ __device__ void begin_scores(const DecodeProblem& problem, const TensorMap& q_ma
     const int query = (unit.flat + row) / problem.heads;
     const int limit = row < unit.rows ? problem.positions[query * problem.positions_step] : -1;
     shared.limit[row] = limit;
+    shared.peak[row] = 0;
     shared.local[row] =
         problem.range.first_local_block(max(0, limit) / kBlockTokens) * kBlockTokens;
   }
@@ -40,7 +72,7 @@ __device__ void begin_scores(const DecodeProblem& problem, const TensorMap& q_ma
 
 template <class Traits>
 __device__ void multiply_keys(DecodeStorage<Traits>& shared, const TileRing<Traits>& ring,
-                              float (&scores)[Traits::kScores]) {
+                              ScoreState<Traits>& state) {
   const int front = ring.front.index, back = ring.back.index;
   wgmma_fence();
 #pragma unroll
@@ -48,19 +80,25 @@ __device__ void multiply_keys(DecodeStorage<Traits>& shared, const TileRing<Trai
     if (i == 0) barrier_wait(&shared.front_full[front][0], ring.front.parity);
     if (i == Traits::kFirstPanels) barrier_wait(&shared.front_full[front][1], ring.front.parity);
     if (i == kFrontPanels) barrier_wait(&shared.back_full[back], ring.back.parity);
-    const uint64_t q = wgmma_descriptor(shared.q[panel_of(i)]);
     const uint64_t k = wgmma_descriptor(i < kFrontPanels ? shared.front[front][i]
                                                          : shared.back[back][i - kFrontPanels]);
+    const bool held = i < Traits::kHeldPanels;
+    const int panel = Traits::kHeldPanels == 0 ? panel_of(i) : i - Traits::kHeldPanels;
+    const uint64_t q = wgmma_descriptor(shared.q[held ? 0 : panel]);
 #pragma unroll
     for (int step = 0; step < Traits::kPanel / 16; step++) {
       const uint64_t a = wgmma_advance(Traits::kSwapped ? k : q, step * 32);
       const uint64_t b = wgmma_advance(Traits::kSwapped ? q : k, step * 32);
-      wgmma_bf16<0, 0>(scores, a, b, i + step > 0);
+      if (held)
+        wgmma_bf16<0>(state.scores, state.held[i % (Traits::kHeldPanels + 1)][step], b,
+                      i + step > 0);
+      else
+        wgmma_bf16<0, 0>(state.scores, a, b, i + step > 0);
     }
   }
   wgmma_commit();
   wgmma_wait<0>();
-  wgmma_pin(scores);
+  wgmma_pin(state.scores);
 }
 
 // Hides what a row does not see. Keys behind the highest position may hold anything: their columns
@@ -259,10 +297,11 @@ __device__ void make_scores(const DecodeProblem& problem, const DecodeLaunch& la
     const int first = shared.work.first, end = shared.work.end;
     const bool last = shared.last_work;
     if (end == kNoMoreWork) return;
-    begin_scores(problem, q_map, shared.work.unit, shared, state);
+    begin_scores(problem, q_map, shared.work.unit, shared, ring, state);
     barrier_wait(&shared.q_full, parity);
+    if constexpr (Traits::kHeldPanels > 0) hold_queries(shared, ring.front, state);
     for (int tile = first; tile < end; tile++, ring.advance()) {
-      multiply_keys(shared, ring, state.scores);
+      multiply_keys(shared, ring, state);
       publish_scores(problem, shared, tile, ring, state);
     }
     if (last) return;

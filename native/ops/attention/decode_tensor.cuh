@@ -11,6 +11,8 @@
 // N side with keys and latent columns on M, so that 8 or 16 rows need no padding.
 #pragma once
 
+#include <cuda_fp16.h>
+
 #include "cuda/tma.cuh"
 #include "cuda/wgmma.cuh"
 #include "ops/attention/decode_records.cuh"
@@ -38,6 +40,10 @@ struct DecodeTraits {
   static constexpr int kPanel = 64;  // columns of 128 bytes, which the copies permute
   static constexpr int kPanels = kWidth / kPanel, kLatentPanels = kLatent / kPanel;
   static constexpr int kFirstPanels = 3;  // of a front: they arrive first, and scores begin
+  // Panels of queries that stay in registers, those that meet a front. They come through a front's place
+  // in the ring, before the first tile of a work.
+  static constexpr int kHeldPanels = kSwapped || kFronts == kBacks ? 0 : kFrontPanels;
+  static constexpr int kQueryBox = kHeldPanels > 0 ? 1 : kPanels;  // panels that a copy brings
   static constexpr int kPanelBytes = kTileKeys * kPanel * 2;
   static constexpr int kScores = kRows * kTileKeys / 128;      // of a thread
   static constexpr int kScoreRows = kSwapped ? kRows / 4 : 2;  // rows that a thread has scores of
@@ -45,12 +51,24 @@ struct DecodeTraits {
   static constexpr int kChainColumns = kSwapped ? 64 : 128;    // of one instruction
   static constexpr int kChains = kColumns / kChainColumns;
   static constexpr int kSums = kRows * kColumns / 128 / kChains;  // of a thread and chain
-  // Rows of staged sums and results, padded so that a warp's threads write to different banks.
-  static constexpr int kSumsRow = kLatent + (kSwapped ? 4 : 8), kResultsRow = kLatent + 8;
-  static constexpr int kScoreThreads = 128, kMergeThreads = 384, kThreads = 512;
+  // Of staged results, padded so that a warp's threads write to different banks.
+  static constexpr int kStagedRow = kLatent + 8;
+  static constexpr int kScoreThreads = 128, kMergeThreads = 384;
+  // With few rows, 96 registers a thread are enough: CTAs of the merge, of this call and the one before,
+  // then fit beside this one. Else warpgroups hand registers to each other, and copies take one too.
+  static constexpr bool kLight = kRows <= 32;
+  static constexpr int kThreads = kLight ? 416 : 512, kRegisterThreads = kLight ? 640 : 512;
+  static constexpr int kCopyRegisters = kHeldPanels > 0 ? 40 : 64,
+                       kScoreRegisters = kHeldPanels > 0 ? 152 : 112,
+                       kValueRegisters = kHeldPanels > 0 ? 160 : 168;
 };
 
 enum DecodeBarrier : uint32_t { kScoresBarrier = 1, kValuesBarrier = 2, kMergeBarrier = 3 };
+
+// Of partial sums: the highest score in powers of two, and the total of the numerators.
+struct alignas(8) Stats {
+  float highest, total;
+};
 
 template <class Traits>
 struct DecodeStorage {
@@ -59,25 +77,33 @@ struct DecodeStorage {
       alignas(1024) bf16 front[Traits::kFronts][kFrontPanels][kTileKeys * Traits::kPanel];
       bf16 back[Traits::kBacks][kBackPanels][kTileKeys * Traits::kPanel];
     };
-    float sums[Traits::kRows * Traits::kSumsRow];  // at the end of the CTA's work
-    bf16 results[Traits::kRows * Traits::kResultsRow];
+    // At the end of the CTA's work: results, bf16, or partial ones, f16.
+    uint16_t staged[Traits::kRows * Traits::kStagedRow];
   };
-  alignas(1024) bf16 q[Traits::kPanels][Traits::kRows * Traits::kPanel];
+  alignas(1024) bf16 q[Traits::kPanels - Traits::kHeldPanels][Traits::kRows * Traits::kPanel];
   alignas(1024) bf16 p[Traits::kRows * kTileKeys];
   float exchange[Traits::kSwapped ? 2 : 1][4][Traits::kSwapped ? Traits::kRows : 1];
   float shrink[Traits::kRows];
   float highest[Traits::kRows], total[Traits::kRows];  // of the work's end
+  int32_t peak[Traits::kRows];                         // highest magnitude of sums, its bits
   int32_t limit[Traits::kRows], local[Traits::kRows];  // last and first local position a row sees
   Work work;
   bool last_work;
   uint64_t front_full[Traits::kFronts][2], front_empty[Traits::kFronts];
   uint64_t back_full[Traits::kBacks], back_empty[Traits::kBacks];
   uint64_t q_full, p_full, p_empty, work_full, work_empty;
+  // Last, because only where a cluster merges: stats of its shares, for rows that this CTA merges.
+  Stats parts[Traits::kRows + 2];
 };
 
 struct DecodeScratch {
-  float* sums;   // [2 CTAs, kRows, latent]
-  float* stats;  // [2 CTAs, kRows, 2]: highest score in powers of two, total
+  uint16_t* sums;  // [kRows, 2, CTAs, latent], f16: those of a row lie together
+  Stats* stats;    // [kRows, 2, CTAs]
+  int32_t ctas;
+
+  __device__ int64_t place(int row, int slot) const {
+    return (int64_t{2} * row + slot % 2) * ctas + slot / 2;
+  }
 };
 
 struct DecodeLaunch {
@@ -150,6 +176,12 @@ __device__ __forceinline__ void warp_arrive_all(uint64_t* barrier, int lane, int
   } else if (lane < groups) {
     barrier_arrive_remote(barrier, cluster_rank() / groups * groups + lane);
   }
+}
+
+__device__ __forceinline__ uint32_t pack_half(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
 }
 
 // The rows of a thread's scores and sums: row 16 warp + g (+ 8), or all columns 8 i + 2 j (+ 1) if swapped.
