@@ -106,7 +106,7 @@ export class Sequence {
    * blocks for all of it. Returns how many it took: they are computed.
    */
   reuse(limit = Infinity, withHost = true): number {
-    const { cache, tokens, groups } = this;
+    const { cache, tokens } = this;
     if (cache === undefined || this.computed > 0) return 0;
     const most = Math.min(this.reusableBlocks(), Math.floor(limit / blockTokens));
     let found = cache.match(tokens, most, withHost && cache.host !== undefined);
@@ -114,7 +114,7 @@ export class Sequence {
     const { path, seen } = found;
     // Others had the same tokens up to there: it is likely that more will.
     if (seen > path.length && !this.points.includes(seen)) this.points.push(seen);
-    groups.forEach((group, g) => this.blocksOf(group).adopt(path, g, cache));
+    this.adopt(path, cache);
     this.moveTo(path.at(-1) ?? cache.root);
     this.published = path.length;
     this.computed = this.landed = path.length * blockTokens;
@@ -124,8 +124,21 @@ export class Sequence {
   private hasRoom(path: readonly Prefix[]): boolean {
     return this.groups.every((group, g) => {
       const { hosted, taken } = this.blocksOf(group).adoptable(path, g);
-      return hosted === 0 || taken <= group.pool.available;
+      return hosted.length === 0 || taken <= group.pool.available;
     });
+  }
+
+  private adopt(path: readonly Prefix[], cache: PrefixCache): void {
+    const { groups } = this;
+    const hosted = groups.map((group, g) => this.blocksOf(group).adoptable(path, g).hosted);
+    // Of all groups before any block is taken: what others lose of one group drives out what they
+    // have of another.
+    hosted.forEach((prefixes, g) => cache.host?.hold(g, prefixes));
+    try {
+      groups.forEach((group, g) => this.blocksOf(group).adopt(path, g, cache));
+    } finally {
+      hosted.forEach((prefixes, g) => cache.host?.letGo(g, prefixes)); // those that are still there
+    }
   }
 
   /** Another sequence with the same tokens, as far as they are known to be computed, in the same blocks. */

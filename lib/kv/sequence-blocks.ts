@@ -97,18 +97,18 @@ export class SequenceBlocks {
   }
 
   /**
-   * Of the blocks that queries behind a cached prefix can read: how many have to come from the host,
-   * and how many `available` ones are no longer that when all are held.
+   * Of the blocks that queries behind a cached prefix can read: those that have to come from the
+   * host, and how many `available` ones are no longer that when all are held.
    */
-  adoptable(path: readonly Prefix[], group: number): { hosted: number; taken: number } {
+  adoptable(path: readonly Prefix[], group: number): { hosted: Prefix[]; taken: number } {
     const { pool } = this.group;
     const needed = path.filter((_, index) => this.isNeeded(path.length, index));
-    const hosted = needed.filter(({ blocks }) => blocks[group]! < 0).length;
+    const hosted = needed.filter(({ blocks }) => blocks[group]! < 0);
     const held = needed.filter(({ blocks }) => blocks[group]! >= 0 && pool.isHeld(blocks[group]!));
     return { hosted, taken: needed.length - held.length };
   }
 
-  /** Holds them; `cache` brings back those that are on the host. */
+  /** Takes them; `cache` brings back those that are on the host, where they must be held. */
   adopt(path: readonly Prefix[], group: number, cache: PrefixCache): void {
     const { pool, kind } = this.group;
     const absent: number[] = [];
@@ -121,20 +121,15 @@ export class SequenceBlocks {
     });
     const first = this.group.firstLocalBlock(path.length * blockTokens);
     this.trimmed = kind === 'full' ? 0 : Math.min(first, path.length);
-    if (absent.length === 0) return;
-    const held = absent.map((index) => path[index]!);
-    cache.host?.hold(group, held);
-    try {
-      // A few at a time: whose blocks are taken for them go where they come from.
-      for (let from = 0; from < absent.length; from += restoredTogether) {
-        const part = absent.slice(from, from + restoredTogether);
-        for (const index of part) this.table[index] = pool.allocate();
-        const copies = part.map((index) => ({ prefix: path[index]!, block: this.block(index) }));
-        for (const { prefix, block } of copies) cache.publish(prefix, group, block);
-        cache.host?.restore(group, copies);
-      }
-    } finally {
-      cache.host?.letGo(group, held); // those that are still there
+    const lost = absent.find((index) => path[index]!.hosted[group]! < 0);
+    if (lost !== undefined) throw new LozaError('ERR_LOZA_INTERNAL', `KV block ${lost} is nowhere`);
+    // A few at a time: whose blocks are taken for them go where they come from.
+    for (let from = 0; from < absent.length; from += restoredTogether) {
+      const part = absent.slice(from, from + restoredTogether);
+      for (const index of part) this.table[index] = pool.allocate();
+      const copies = part.map((index) => ({ prefix: path[index]!, block: this.block(index) }));
+      for (const { prefix, block } of copies) cache.publish(prefix, group, block);
+      cache.host?.restore(group, copies);
     }
   }
 

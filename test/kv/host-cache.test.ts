@@ -52,6 +52,16 @@ describe('prompts that take turns', () => {
   });
 });
 
+test('two long prompts change places where the host has room for one and not for all windows', () => {
+  const blocks = 320; // ten windows, and the sink
+  const simulation = new Simulation({
+    ...{ full: blocks + 10, cached: true, host: blocks + 70, hostWindows: 15 },
+    ...{ stepTokens: 8192, chunkTokens: 8192 },
+  });
+  const read = (seed: number) => computed(simulation, [new TestJob(blocks * 128, 2, seed)])[0];
+  expect([1, 2, 1, 2, 1].map(read)).toEqual([40961, 40961, 129, 129, 129]);
+});
+
 test('a beginning that is on the host is shared again by all who come back', () => {
   const simulation = new Simulation({ full: 24, cached: true, host: 50 });
   const alike = (seed: number) => {

@@ -53,7 +53,13 @@ export class FakeRunner {
 
   readonly prefixCache: PrefixCache | undefined = undefined;
 
-  constructor(fullBlocks: number, streamingBlocks = fullBlocks, cached = false, hostBlocks = 0) {
+  constructor(
+    fullBlocks: number,
+    streamingBlocks = fullBlocks,
+    cached = false,
+    hostBlocks = 0,
+    hostWindows = hostBlocks,
+  ) {
     this.groups = [
       new LayerGroup(device, 'full', groupRange('full', pattern), [0], fullBlocks, 8, 'f32'),
       new LayerGroup(
@@ -68,7 +74,7 @@ export class FakeRunner {
     ];
     const cast = (to: FakeTensor, from: FakeTensor) =>
       this.copies.push(() => to.rows.set(from.rows));
-    const host = { ops: { cast } as never, device, blocks: [hostBlocks, hostBlocks] };
+    const host = { ops: { cast } as never, device, blocks: [hostBlocks, hostWindows] };
     if (cached) this.prefixCache = new PrefixCache(this.groups, hostBlocks > 0 ? host : undefined);
     const rowsOf = (group: LayerGroup) => (group.cache(0) as unknown as FakeTensor).rows;
     this.caches = new Map(this.groups.map((group) => [group, rowsOf(group)]));

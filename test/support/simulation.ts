@@ -9,6 +9,8 @@ export interface SimulationOptions extends Partial<SchedulerLimits> {
   cached?: boolean;
   /** Blocks of each group that the host has room for. */
   host?: number;
+  /** Of the streaming group, if not as many. */
+  hostWindows?: number;
 }
 
 /** Runs what the scheduler decides, step by step, and checks what must be true of every step. */
@@ -24,8 +26,9 @@ export class Simulation {
   /** Steps since the oldest became the oldest, or was computed last. */
   private oldest: { job: TestJob; steps: number } | undefined;
 
-  constructor({ full, streaming = full, cached = false, host = 0, ...limits }: SimulationOptions) {
-    this.runner = new FakeRunner(full, streaming, cached, host);
+  constructor(options: SimulationOptions) {
+    const { full, streaming = full, cached = false, host = 0, hostWindows, ...limits } = options;
+    this.runner = new FakeRunner(full, streaming, cached, host, hostWindows);
     this.limits = { stepTokens: 128, chunkTokens: 128, maxSequences: 8, ...limits };
     this.scheduler = new Scheduler(this.runner, this.limits);
   }
