@@ -63,7 +63,7 @@ const loadFlags: Record<keyof LoadFlags, () => Option> = {
   localBlocks: () =>
     new Option('--local-blocks <n>', 'blocks that they keep at the end').argParser(positive),
   dtype: () =>
-    new Option('--dtype <type>', 'type of the KV cache; on a GPU also of activations').choices([
+    new Option('--dtype <type>', 'of activations and KV cache; on the CPU of the cache alone').choices([
       'auto',
       'float32',
       'bfloat16',
