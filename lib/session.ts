@@ -97,6 +97,12 @@ export class Session {
       : [];
   }
 
+  /** Messages or token ids so far, answers included: the unit of `truncate`. */
+  get length(): number {
+    if (this.history === undefined) return 0;
+    return 'messages' in this.history ? this.history.messages.length : this.history.tokens.length;
+  }
+
   /** Tokens whose keys and values it holds. */
   get tokens(): number {
     return this.kept?.computed ?? 0;
@@ -132,6 +138,28 @@ export class Session {
       this.host.hold(fork.kept);
     }
     return fork;
+  }
+
+  /**
+   * Goes back to the first `length` messages, or token ids where the prompts are that; what stays is
+   * not read again. To say the last turn in other words: `session.truncate(session.length - 2)`.
+   */
+  truncate(length: number): void {
+    this.checkIdle();
+    const { history, kept, length: had } = this;
+    if (!Number.isInteger(length) || length < 0 || length > had) {
+      const problem = `length must be an integer of 0..${had}, got ${show(length)}`;
+      const hint = 'session.length says how many messages, or token ids, there are';
+      throw new LozaError('ERR_LOZA_INVALID_ARG', problem, { value: length, hint });
+    }
+    if (history === undefined || length === had) return;
+    if ('messages' in history) {
+      // Which of its tokens stay, the next turn will tell.
+      this.history = length === 0 ? undefined : { messages: history.messages.slice(0, length) };
+      return;
+    }
+    this.history = length === 0 ? undefined : { tokens: history.tokens.slice(0, length) };
+    if (kept?.rewind(length) === false) kept.release();
   }
 
   /** Ends a turn that is being answered and gives back all memory. Idempotent. */

@@ -200,6 +200,7 @@ class Model:
         self.pattern = '0' * config.attentions
         self.alphas = None
         self.load = None
+        self.middle = None
         self.tables = {}
 
     def cast(self):
@@ -242,6 +243,8 @@ class Model:
                     loads.append(load)
                 else:
                     x = second_half(x, o, m, *parts, c)
+            if layer == c.layers // 2 - 1:
+                self.middle = x
         self.load = torch.stack(loads).detach()
         return x
 
@@ -252,6 +255,17 @@ class Model:
         loss, right = losses(x, w['norm'], w['head'], ids[:, 1:].reshape(-1), self.c)
         shape = (len(ids), -1)
         return loss.view(shape), right.view(shape)
+
+    def stop_losses(self, stops, most=4096):
+        """
+        Of stops [sequences, T], after losses(): what the hidden states in the middle of the model lose when
+        the head reads stops from them, and whether it read the right ones, at up to `most` places [most];
+        these places in the flat batch, and which of them are real, 0 or 1.
+        """
+        real, places = (stops.flatten() > 0).float().topk(min(most, stops.numel()))
+        logits = F.linear(rms(self.middle[places].float(), self.weights['norm'], self.c.eps), self.weights['head'])
+        targets = stops.flatten()[places]
+        return F.cross_entropy(logits, targets, reduction='none'), logits.argmax(-1) == targets, places, real
 
     def balance(self, step=1e-3):
         """Moves the routing bias towards equal loads of the experts."""

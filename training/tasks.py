@@ -1,9 +1,10 @@
 """Sequences that teach a model to look things up: text with records in it, then questions.
 
 Every token has a class, which decides what it counts in the loss:
-NONE (its value cannot be known, or padding), TEXT, ANSWER (what an answer looked up), FIRST (the first token
-found by two look-ups: the later ones can be found by the ones before them), COPY (the rest of an
-answer) and FORM (the rest of a record and of a question).
+NONE (its value cannot be known, or padding), TEXT, FIRST (the first token of what an answer looks up: the
+later ones can be found by the ones before them) and ANSWER (those later ones), TWICE (FIRST of two look-ups
+in one step), COPY (the rest of an answer) and FORM (the rest of a record and of a question). Beside its
+class a FIRST or TWICE token has a stop: what the first look-up finds. Other stops are 0.
 """
 
 import math
@@ -11,7 +12,7 @@ import random
 
 import numpy as np
 
-NONE, TEXT, ANSWER, FORM, COPY, FIRST = range(6)
+NONE, TEXT, ANSWER, FORM, COPY, FIRST, TWICE = range(7)
 BOS, EOS, PAD, USER, ASSISTANT = 1, 2, 3, 5, 6
 
 
@@ -38,15 +39,32 @@ class Words:
 
 
 class Pieces:
-    """A list of token runs with their classes."""
+    """A list of token runs with their classes and stops."""
 
     def __init__(self):
-        self.ids, self.classes = [], []
+        self.ids, self.classes, self.stops = [], [], []
 
-    def add(self, ids, kind):
+    def add(self, ids, kind, stop=0):
         self.ids.extend(ids)
         self.classes.extend([kind] * len(ids))
+        self.stops.extend([stop] * len(ids))
         return self
+
+    def found(self, ids, stop=None):
+        """What an answer looks up, with `stop` by the way."""
+        self.add(ids[:1], FIRST if stop is None else TWICE, ids[0] if stop is None else stop)
+        return self.add(ids[1:], ANSWER)
+
+    def join(self, other):
+        self.ids.extend(other.ids)
+        self.classes.extend(other.classes)
+        self.stops.extend(other.stops)
+        return self
+
+    def fit(self, length):
+        """`length` tokens: cut, or filled with padding."""
+        del self.ids[length:], self.classes[length:], self.stops[length:]
+        return self.add([PAD] * (length - len(self)), NONE)
 
     def __len__(self):
         return len(self.ids)
@@ -64,7 +82,7 @@ def pass_keys(words, rng, count):
     for name in names:
         key = words(digits(rng, 5))
         records.append(Pieces().add(words(f' [{name}:'), FORM).add(key, NONE).add(words(']'), FORM))
-        answer = Pieces().add(words(f'{name}:'), COPY).add(key, ANSWER).add([EOS], COPY)
+        answer = Pieces().add(words(f'{name}:'), COPY).found(key).add([EOS], COPY)
         queries.append((words(f'What is the pass key of {name}?'), answer))
     return records, queries
 
@@ -79,8 +97,21 @@ def aliases(words, rng, count):
         key = words(digits(rng, 5))
         records.append(Pieces().add(words(f' [{name}:'), FORM).add(key, NONE).add(words(']'), FORM))
         records.append(Pieces().add(words(f' [{alias}='), FORM).add(words(name), NONE).add(words(']'), FORM))
-        answer = Pieces().add(words(f'{alias}>'), COPY).add(key[:1], FIRST).add(key[1:], ANSWER).add([EOS], COPY)
+        answer = Pieces().add(words(f'{alias}>'), COPY).found(key, words(name)[0]).add([EOS], COPY)
         queries.append((words(f'What is the pass key behind {alias}?'), answer))
+    return records, queries
+
+
+def links(words, rng, count):
+    """Names that stand for names: the first look-up of an alias alone."""
+    half = max(count // 2, 1)
+    names = words.names(rng, 2 * half)
+    records, queries = [], []
+    for name, alias in zip(names[:half], names[half:]):
+        found = words(name)
+        records.append(Pieces().add(words(f' [{alias}='), FORM).add(found, NONE).add(words(']'), FORM))
+        answer = Pieces().add(words(f'{alias}='), COPY).found(found).add([EOS], COPY)
+        queries.append((words(f'Who is behind {alias}?'), answer))
     return records, queries
 
 
@@ -97,7 +128,7 @@ def magic_numbers(words, rng, count):
         i += size
         answer = Pieces()
         for k, (name, value) in enumerate(group):
-            answer.add(words(f', {name}: ' if k else f'{name}: '), COPY).add(value, ANSWER)
+            answer.add(words(f', {name}: ' if k else f'{name}: '), COPY).found(value)
         answer.add([EOS], COPY)
         if len(group) == 1:
             question = f'What is the special magic number for {group[0][0]} mentioned in the provided text?'
@@ -119,7 +150,7 @@ def register_lines(words, rng, count):
         value = words(str(rng.randint(1, 50000)))
         records.append(Pieces().add(words(f'\n{name}: REGISTER_CONTENT is <'), FORM)
                        .add(value, NONE).add(words('>'), FORM))
-        answer = Pieces().add(words(f'{name}: <'), COPY).add(value, ANSWER).add(words('>'), ANSWER).add([EOS], COPY)
+        answer = Pieces().add(words(f'{name}: <'), COPY).found(value).add(words('>'), ANSWER).add([EOS], COPY)
         question = f'Tell me what is the <REGISTER_CONTENT> in {name}? I need the number.'
         queries.append((words(question), answer))
     return records, queries
@@ -137,6 +168,32 @@ INTROS = {
              '<REGISTER_CONTENT>. At the end of the record, I will ask you to retrieve the <REGISTER_CONTENT> of a certain line.\n',
 }
 MIX = [('passkey', 0.37), ('alias', 0.33), ('magic', 0.14), ('lines', 0.16)]
+
+
+# (records, tokens of one with its answer, index in MIX) of a drill.
+DRILLS = {'keys': (pass_keys, 20, 0), 'links': (links, 7, len(MIX)), 'aliases': (aliases, 12, 1)}
+
+
+def drill(words, rng, length, kinds):
+    """
+    Records and then their answers, about 9 tokens each: four times as many look-ups as with questions.
+    `kinds` are the weights of DRILLS. (Pieces, task)
+    """
+    make, size, task = DRILLS[rng.choices(list(kinds), list(kinds.values()))[0]]
+    records, queries = make(words, rng, length // size)
+    out = Pieces().add([BOS], NONE)
+    rng.shuffle(records)
+    rng.shuffle(queries)
+    for record in records:
+        out.join(record)
+    for _, answer in queries:
+        out.add(words(' ['), NONE)
+        start = len(out)
+        out.join(answer)
+        # Nobody knows who is asked for next.
+        asked = next(i for i, kind in enumerate(answer.classes) if kind in (FIRST, TWICE))
+        out.classes[start:start + asked] = [NONE] * asked
+    return out.fit(length), task
 
 
 class Texts:
@@ -187,19 +244,22 @@ def hide(hay, places, records, chosen):
     """Pieces of a haystack with records at the chosen places, given in ascending order."""
     out, at = Pieces(), 0
     for place, record in zip(chosen, records):
-        out.add(hay[at:place], TEXT)
-        out.ids.extend(record.ids)
-        out.classes.extend(record.classes)
+        out.add(hay[at:place], TEXT).join(record)
         at = place
     return out.add(hay[at:], TEXT)
 
 
-def sample(rng, texts, words, length, dense=False):
-    """(ids, classes, task) of one training sequence of `length` tokens; the task is an index of MIX."""
+def sample(rng, texts, words, length, dense=False, drills=0.0, kinds=None, twice=True):
+    """
+    (Pieces, task) of one training sequence of `length` tokens; the task is an index of MIX. `drills` is the
+    share of drills and `kinds` which ones; without `twice` few questions ask for two look-ups.
+    """
+    if rng.random() < drills:
+        return drill(words, rng, length, kinds)
     if not dense and rng.random() < 0.15:
         ids = texts.plain(rng, length - 1).tolist()
-        return *pad([BOS] + ids, [NONE] + [TEXT] * len(ids), length), len(MIX)
-    kind = rng.choices(range(len(MIX)), [weight for _, weight in MIX])[0]
+        return Pieces().add([BOS], NONE).add(ids, TEXT).fit(length), len(MIX)
+    kind = rng.choices(range(len(MIX)), [weight if twice or name != 'alias' else 0.03 for name, weight in MIX])[0]
     task, size = TASKS[MIX[kind][0]]
     # LongEval's prompts are lines and nothing else.
     crowded = MIX[kind][0] == 'lines' and length >= 1024 and rng.random() < 0.5
@@ -215,31 +275,21 @@ def sample(rng, texts, words, length, dense=False):
         turn = separator + question + [ASSISTANT]
         if i > 0 and len(turns) + len(turn) + len(answer) > room * share:
             break
-        turns.add(turn, FORM if i == 0 else TEXT)
-        turns.ids.extend(answer.ids)
-        turns.classes.extend(answer.classes)
+        turns.add(turn, FORM if i == 0 else TEXT).join(answer)
     intro = words(INTROS[MIX[kind][0]]) if length >= 512 and rng.random() < 0.4 else []
     text = max(length - 2 - len(intro) - len(turns) - sum(map(len, records)), 0)
     hay, places = texts.haystack(rng, text) if text > 0 else ([], [0])
     rng.shuffle(records)
     chosen = sorted(places[rng.randrange(len(places))] for _ in records)
     out = Pieces().add([BOS, USER], NONE).add(intro, FORM)
-    body = hide(hay, places, records, chosen)
-    out.ids += body.ids + turns.ids
-    out.classes += body.classes + turns.classes
-    return *pad(out.ids, out.classes, length), kind
+    return out.join(hide(hay, places, records, chosen)).join(turns).fit(length), kind
 
 
-def pad(ids, classes, length):
-    ids, classes = ids[:length], classes[:length]
-    missing = length - len(ids)
-    return ids + [PAD] * missing, classes + [NONE] * missing
-
-
-def batch(rng, texts, words, length, count, dense=False):
-    """int64 [count, length + 1], uint8 classes of the same shape, and the task of each row."""
-    ids, classes, kinds = zip(*(sample(rng, texts, words, length + 1, dense) for _ in range(count)))
-    return np.array(ids, np.int64), np.array(classes, np.uint8), np.array(kinds, np.uint8)
+def batch(rng, texts, words, length, count, **kind):
+    """int64 [count, length + 1], uint8 classes and int64 stops of the same shape, and the task of each row."""
+    rows, kinds = zip(*(sample(rng, texts, words, length + 1, **kind) for _ in range(count)))
+    column = lambda name, dtype: np.array([getattr(row, name) for row in rows], dtype)
+    return column('ids', np.int64), column('classes', np.uint8), column('stops', np.int64), np.array(kinds, np.uint8)
 
 
 def exam(seed, texts, words, task, length, count, asked=4, records=4):

@@ -33,18 +33,30 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 TOKENS = int(os.environ.get('TOKENS', 65536))
 ROWS = int(os.environ.get('EXAM_ROWS', 128))
 WORKERS = int(os.environ.get('WORKERS', 13))
+SEED = int(os.environ.get('SEED', 0))
 TEXT_WEIGHT = 0.6
-# Weights within answers: what is copied from the question, and the first token of two look-ups.
-COPY_WEIGHT, FIRST_WEIGHT = 0.5, 4.0
+# Weights within answers, where what follows a look-up's first token counts 1.
+ANSWER_WEIGHTS = {tasks.ANSWER: 1.0, tasks.COPY: 0.3, tasks.FIRST: 1.0, tasks.TWICE: 2.0}
+# Of what the middle of the model has to know where two look-ups are made: the first one's result.
+STOP_WEIGHT = 0.5
 # Against memorising: in half of the sequences this share of the text's tokens is read as random ones.
 NOISE = 0.15
 
 # Shares of BUDGET at which things end.
 BASE_END, CALIBRATION_END, INTERLEAVED_END, LOZA_END = map(float, os.environ.get('ENDS', '0.70 0.78 0.85 0.95').split())
 
-# Lengths of a stage's sequences, and the share of the base training at which it ends at the latest.
-STAGES = [((256,), 0.40), ((256, 512, 1024), 0.48), ((512, 2048, 4096), 0.60), ((1024, 4096, 8192), 0.86),
-          ((2048, 8192, 8192, 16384, 32768), 1.0), ((4096, 8192), 1.0)]
+# Lengths of a stage's sequences, the share of the base training at which it ends at the latest, and what
+# its sequences are: look-ups are learned in drills first, and two of them in one step when one is known.
+ONE, TWO = {'keys': 1, 'links': 1}, {'keys': 1, 'links': 1, 'aliases': 4}
+STAGES = [
+    ((256,), 0.22, dict(dense=True, drills=0.5, kinds=ONE, twice=False)),
+    ((256,), 0.36, dict(dense=True, drills=0.6, kinds=TWO)),
+    ((256, 512, 1024), 0.42, dict(drills=0.2, kinds=TWO)),
+    ((512, 2048, 4096), 0.56, {}),
+    ((1024, 4096, 8192), 0.86, {}),
+    ((2048, 8192, 8192, 16384, 32768), 1.0, {}),
+    ((4096, 8192), 1.0, {}),
+]
 CALIBRATION = len(STAGES) - 1
 LAST = CALIBRATION - 1
 EXAM_LENGTHS = [int(length) for length in os.environ.get('EXAM_LENGTHS', '4096 8192').split()]
@@ -73,7 +85,7 @@ class Sequences(IterableDataset):
         while True:
             stage = self.stage.value
             length = min(rng.choice(STAGES[stage][0]), TOKENS)
-            parts = tasks.batch(rng, self.texts, self.words, length, TOKENS // length, dense=stage == 0)
+            parts = tasks.batch(rng, self.texts, self.words, length, TOKENS // length, **STAGES[stage][2])
             yield tuple(map(torch.from_numpy, parts))
 
 
@@ -97,56 +109,60 @@ def noisy(ids, classes):
 
 def weighted(loss, classes, text_weight):
     """The loss of a batch: answers and text, each by its mean."""
-    weights = torch.zeros(6, device=DEVICE)
-    weights[tasks.ANSWER], weights[tasks.COPY], weights[tasks.FIRST] = 1.0, COPY_WEIGHT, FIRST_WEIGHT
-    answer = weights[classes.long()]
+    answer = torch.tensor([ANSWER_WEIGHTS.get(c, 0.0) for c in range(7)], device=DEVICE)[classes.long()]
     text = ((classes == tasks.TEXT) | (classes == tasks.FORM)).float()
     mean = lambda mask: (loss * mask).sum() / mask.sum().clamp(min=1)
     return mean(answer) + text_weight * mean(text)
 
 
 class Progress:
-    """Running means by task, kept on the device and read now and then."""
+    """Running means, of first tokens found by task, kept on the device and read now and then."""
 
     def __init__(self):
-        self.sums = torch.zeros(len(tasks.MIX) + 1, 2, device=DEVICE)
-        self.first, self.text = torch.zeros(2, device=DEVICE), torch.zeros(2, device=DEVICE)
+        self.first = torch.zeros(len(tasks.MIX) + 1, 2, device=DEVICE)
+        self.stopped, self.rest, self.text = (torch.zeros(2, device=DEVICE) for _ in range(3))
 
-    def add(self, loss, right, classes, kinds):
-        answer = ((classes == tasks.ANSWER) | (classes == tasks.COPY)).float()
-        self.sums.index_add_(0, kinds.long(), torch.stack([(right * answer).sum(1), answer.sum(1)], 1))
-        first = (classes == tasks.FIRST).float()
-        self.first += torch.stack([(right * first).sum(), first.sum()])
+    def add(self, loss, right, classes, kinds, stopped):
+        first = ((classes == tasks.FIRST) | (classes == tasks.TWICE)).float()
+        self.first.index_add_(0, kinds.long(), torch.stack([(right * first).sum(1), first.sum(1)], 1))
+        rest = ((classes == tasks.ANSWER) | (classes == tasks.COPY)).float()
+        self.rest += torch.stack([(right * rest).sum(), rest.sum()])
+        self.stopped += stopped
         text = (classes == tasks.TEXT).float()
         self.text += torch.stack([(loss.detach() * text).sum(), text.sum()])
 
     def read(self):
-        sums, first, text = self.sums.tolist(), self.first.tolist(), self.text.tolist()
+        first, stopped, rest, text = (x.tolist() for x in (self.first, self.stopped, self.rest, self.text))
         self.__init__()
-        accuracy = {name: sums[i][0] / max(sums[i][1], 1) for i, (name, _) in enumerate(tasks.MIX)}
-        accuracy['two hops'] = first[0] / max(first[1], 1)
-        return accuracy, text[0] / max(text[1], 1)
+        mean = lambda pair: pair[0] / max(pair[1], 1)
+        accuracy = {name: mean(first[i]) for i, (name, _) in enumerate(tasks.MIX)}
+        accuracy |= {'first hop': mean(stopped), 'rest': mean(rest)}
+        return accuracy, mean(text)
 
 
 def train(model, stream, until, rates, check, stage=None, every=50):
     """
     Trains until the clock says `until`; rates(share of the time used) scales every learning rate. With a
-    stage, goes on to the next one when pass keys are learned or when its time is over. When the loss
-    of the validation text, check(), has risen, text counts half as much from then on.
+    stage, goes on to the next one when every task is learned or when its time is over. When the loss
+    of the validation text, check(), has risen, text counts half as much from then on (not before texts
+    are long enough for it).
     """
     text_weight, best = TEXT_WEIGHT, math.inf
     optimizer, progress, begin, step = Optimizer(model.weights), Progress(), clock(), 0
     while clock() < until:
         share = (clock() - begin) / (until - begin)
-        ids, classes, kinds = next(stream)
+        ids, classes, stops, kinds = next(stream)
         length = ids.shape[1] - 1
         loss, right = model.losses(ids, factor_of(length), noisy(ids, classes))
-        weighted(loss, classes[:, 1:], text_weight).backward()
+        stop_loss, found, places, real = model.stop_losses(stops[:, 1:])
+        stop_loss = (stop_loss * real).sum() / real.sum().clamp(min=1)
+        (weighted(loss, classes[:, 1:], text_weight) + STOP_WEIGHT * stop_loss).backward()
         optimizer.step(rates(share) * min(1, (step + 1) / 50))
         model.balance()
-        progress.add(loss, right, classes[:, 1:], kinds)
+        twice = classes[:, 1:].flatten()[places] == tasks.TWICE
+        progress.add(loss, right, classes[:, 1:], kinds, torch.stack([(found * twice).sum(), twice.sum()]))
         step += 1
-        if step % (8 * every) == 0:
+        if step % (8 * every) == 0 and (stage is None or stage.value > 2):
             validation = check()
             if validation > best + 0.01:
                 text_weight = max(text_weight / 2, 0.05)
@@ -158,7 +174,7 @@ def train(model, stream, until, rates, check, stage=None, every=50):
                 shown = ' '.join(f'{name} {value:.3f}' for name, value in accuracy.items())
                 say(f'step {step} stage {stage.value if stage else "-"} T {length} {shown} text {text:.3f}')
             late = stage is not None and share > STAGES[stage.value][1]
-            learned = stage is not None and stage.value < LAST - 1 and min(accuracy['passkey'], accuracy['magic'], accuracy['two hops']) > 0.97
+            learned = stage is not None and stage.value < LAST - 1 and min(accuracy[name] for name, _ in tasks.MIX if name != 'alias' or stage.value > 0) > 0.97
             if stage is not None and stage.value < LAST and (late or learned):
                 stage.value += 1
                 say('stage', stage.value, STAGES[stage.value][0], 'at step', step, 'accuracy', accuracy)
@@ -227,10 +243,10 @@ def calibrate(model, stream, until):
     optimizer = torch.optim.Adam([alphas], lr=0.02)
     penalty, step = 0.05, 0
     while clock() < until and step < 200:
-        ids, classes, _ = next(stream)
+        ids, classes, _, _ = next(stream)
         length = ids.shape[1] - 1
         factor = factor_of(length)
-        mask = ((classes[:, 1:] == tasks.ANSWER) | (classes[:, 1:] == tasks.FIRST)).flatten().float()
+        mask = torch.isin(classes[:, 1:], torch.tensor([tasks.ANSWER, tasks.FIRST, tasks.TWICE], device=DEVICE)).flatten().float()
         teacher = rms(model.hidden(ids[:, :-1].contiguous(), factor), model.weights['norm'], c.eps).float().detach()
         model.alphas = alphas
         student = rms(model.hidden(ids[:, :-1].contiguous(), factor), model.weights['norm'], c.eps).float()
@@ -266,14 +282,14 @@ class Report:
 
 
 def main():
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     OUT.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(str(DATA / 'tokenizer.json'))
     data = dict(np.load(DATA / 'data.npz'))
     words = tasks.Words(tokenizer, json.loads((DATA / 'words.json').read_text()))
     texts, held_out = tasks.Texts(data['train'], tokenizer), tasks.Texts(data['held_out'], tokenizer)
     stage = Value('i', 0)
-    stream = batches(texts, words, stage, 1)
+    stream = batches(texts, words, stage, SEED + 1)
     first = next(stream)
     say('data ready', tuple(first[0].shape))
     config = Config(**json.loads(os.environ.get('CONFIG', '{}')))

@@ -5,7 +5,7 @@ import { fingerprintOf } from '../train/fingerprint';
 import { planMemory, reserve } from '../train/memory-plan';
 import { RunFolder } from '../train/run-folder';
 import { learningRate } from '../train/schedule';
-import { openDevice, openSession, planTraining, type Session } from '../train/session';
+import { frozenBytes, openDevice, openSession, planTraining, type Session } from '../train/session';
 import { AlphaOptimizer, type AlphaState } from './alpha-optimizer';
 import { interleaved, randomPattern } from './fixed-patterns';
 import { MixRunner, type AblationState } from './mix-runner';
@@ -45,7 +45,7 @@ export async function calibrate(
   dir: string,
   options: CalibrateOptions,
 ): Promise<CalibrationReport> {
-  const plan = await planTraining(dir, 'full', options.signal);
+  const plan = await planTraining(dir, 'full', options.signal, options.yarnFactor);
   const resolved = resolveCalibrateOptions(options, plan.maxPosition);
   const { method } = resolved;
   const isMeasured = method === 'gradient' || method === 'ablation';
@@ -54,22 +54,23 @@ export async function calibrate(
 
 /** A pattern that no measurement decides. */
 async function choose(
-  { checkpoint, model }: LoadPlan,
+  plan: LoadPlan,
   options: ResolvedCalibrateOptions,
 ): Promise<CalibrationReport> {
-  const { method, sparsity, parity, seed, out } = options;
-  const { attentions, layers } = model;
+  const { method, sparsity, parity, seed, out, yarnFactor } = options;
+  const { checkpoint } = plan;
+  const { attentions } = plan.model;
   const count = streamingCount(attentions, sparsity);
   const layerType =
     method === 'random'
       ? randomPattern(attentions, count, seed)
       : interleaved(attentions, count, parity);
-  const fingerprint = fingerprintOf(checkpoint, method, sparsity, parity, seed);
+  const fingerprint = fingerprintOf(checkpoint, method, sparsity, parity, seed, yarnFactor);
   const folder = await RunFolder.open(out, checkpoint, stateName, fingerprint);
-  const decisive = method === 'random' ? { seed } : { parity };
+  const decisive = { ...(method === 'random' ? { seed } : { parity }), yarnFactor };
   await folder.save({});
   const report = { ...reportHead(options, layerType), options: decisive };
-  await writeCheckpoint(folder, checkpoint, report, attentions / layers);
+  await writeCheckpoint(folder, plan, report);
   return report;
 }
 
@@ -109,7 +110,7 @@ async function measure(
     const summary = { hash: data.hash, ...counts };
     const told = { ...decisiveOptions(options), lossOn: data.lossOn };
     const report = { ...found, options: told, data: summary };
-    await writeCheckpoint(folder, plan.checkpoint, report, perLayerOf(plan));
+    await writeCheckpoint(folder, plan, report);
     return report;
   } finally {
     opened.device.close();
@@ -126,10 +127,7 @@ function planCalibration(
 ) {
   const { method, batch, ablationSequences } = options;
   const count = plan.model.attentions;
-  const weights = [...plan.checkpoint.tensors.values()].reduce(
-    (sum, { begin, end }) => sum + end - begin,
-    0,
-  );
+  const weights = frozenBytes(plan.checkpoint, device.activation);
   return planMemory({
     ...{ plan, device, weights, optimizer: 0, sequences },
     batch: method === 'gradient' ? batch : Math.min(ablationSequences, sequences.length),
@@ -163,8 +161,9 @@ const reportHead = (options: ResolvedCalibrateOptions, layerType: string) => {
 function decisiveOptions(options: ResolvedCalibrateOptions): Record<string, unknown> {
   const { method, sparsity, sinkBlocks, localBlocks, sequenceLength, seed, tieWidth } = options;
   const { objective, fullTerm, steps, batch, learningRate, penalty, rounds } = options;
-  const { ablationSequences } = options;
-  const common = { method, sparsity, sinkBlocks, localBlocks, sequenceLength, seed };
+  const { ablationSequences, yarnFactor } = options;
+  const window = { sinkBlocks, localBlocks, sequenceLength, yarnFactor };
+  const common = { method, sparsity, ...window, seed };
   if (method === 'ablation') return { ...common, ablationSequences };
   const training = { objective, fullTerm, steps, batch, learningRate, penalty, rounds };
   return { ...common, ...training, tieWidth, ablationSequences };

@@ -23,6 +23,8 @@ export interface CalibrateOptions {
   localBlocks?: number | undefined;
   /** Tokens of a sequence (default 4,096, or the model's positions if those are fewer). */
   sequenceLength?: number | undefined;
+  /** Stretches the model's positions by YaRN, here and in the config that is written. */
+  yarnFactor?: number | undefined;
   /** Optimiser steps of a round (default 200), and sequences of a step (default 8). */
   steps?: number | undefined;
   batch?: number | undefined;
@@ -77,6 +79,7 @@ export interface ResolvedCalibrateOptions {
   sinkBlocks: number;
   localBlocks: number;
   sequenceLength: number;
+  yarnFactor: number | undefined;
   steps: number;
   batch: number;
   learningRate: number;
@@ -99,6 +102,7 @@ const names = [
   ...['data', 'out', 'method', 'sparsity', 'sinkBlocks', 'localBlocks', 'sequenceLength', 'steps'],
   ...['batch', 'learningRate', 'penalty', 'rounds', 'seed', 'lossOn', 'objective', 'fullTerm'],
   ...['ablationSequences', 'tieWidth', 'parity', 'device', 'dtype', 'signal', 'onProgress'],
+  'yarnFactor',
 ];
 
 /** Fills in the defaults. Throws ERR_LOZA_INVALID_ARG with the option's name. */
@@ -132,6 +136,7 @@ export function resolveCalibrateOptions(
       2,
       maxPosition,
     ),
+    yarnFactor: options.yarnFactor,
     steps: whole('steps', options.steps ?? 200, 1, many),
     batch: whole('batch', options.batch ?? 8, 1, many),
     learningRate: real('learningRate', options.learningRate ?? 0.02, 0, 1),

@@ -1,12 +1,10 @@
-import { join } from 'node:path';
-
 import type { Checkpoint } from '../checkpoint/checkpoint';
-import { configLimits } from '../checkpoint/config';
-import { readJsonFile } from '../checkpoint/files';
 import { JsonNumber, type JsonValue } from '../checkpoint/json';
 import { attentionBlock } from '../checkpoint/streaming-config';
+import type { LoadPlan } from '../load-model';
 import { writeAtomically } from '../train/atomic-file';
 import type { RunFolder } from '../train/run-folder';
+import { writeConfig } from '../train/write-config';
 import type { CalibrateMethod } from './options';
 import type { PenaltyTrial } from './penalty';
 import { drawAlphas } from './picture';
@@ -45,23 +43,22 @@ export interface CalibrationReport {
 /** Writes the new checkpoint: weights linked, the pattern in its config, alphas and their picture. */
 export async function writeCheckpoint(
   folder: RunFolder,
-  checkpoint: Checkpoint,
+  plan: LoadPlan,
   report: CalibrationReport,
-  perLayer: number,
 ): Promise<void> {
+  const { checkpoint, model } = plan;
   await folder.copyCompanions(checkpoint);
   await folder.linkWeights(checkpoint);
   await writeAtomically(folder.file('alphas.json'), `${JSON.stringify(report, null, 1)}\n`);
   const { alphas, layerType } = report;
   if (alphas !== undefined) {
     const picture = { title: title(checkpoint), subtitle: subtitle(report) };
+    const perLayer = model.attentions / model.layers;
     const svg = drawAlphas({ ...picture, alphas, layerType, perLayer });
     await writeAtomically(folder.file('alphas.svg'), svg);
   }
-  const config = await readJsonFile(join(checkpoint.dir, 'config.json'), configLimits);
-  const changed = new Map(config as Map<string, JsonValue>);
-  changed.set('streaming_sparse_attention', patternOf(report));
-  await writeAtomically(folder.file('config.json'), `${writeJson(changed)}\n`);
+  const pattern = new Map([['streaming_sparse_attention', patternOf(report)]]);
+  await writeConfig(folder, plan, pattern);
   await folder.finish();
 }
 
@@ -85,26 +82,4 @@ function subtitle({ layerType, margin, rounds }: CalibrationReport): string {
   const penalty = rounds?.at(-1)?.penalty;
   const by = penalty === undefined ? '' : `, penalty ${penalty}`;
   return `${streaming} of ${layerType.length} attentions stream${cut}${by}`;
-}
-
-/** JSON with the numbers as the file spelled them, indented by one space a level. */
-export function writeJson(value: JsonValue, indent = ''): string {
-  if (value instanceof JsonNumber) return value.text;
-  const inner = `${indent} `;
-  const block = (open: string, items: string[], close: string) =>
-    items.length === 0
-      ? open + close
-      : `${open}\n${items.map((item) => inner + item).join(',\n')}\n${indent}${close}`;
-  if (Array.isArray(value)) {
-    return block(
-      '[',
-      value.map((item) => writeJson(item, inner)),
-      ']',
-    );
-  }
-  if (!(value instanceof Map)) return JSON.stringify(value);
-  const fields = [...value].map(
-    ([key, item]) => `${JSON.stringify(key)}: ${writeJson(item, inner)}`,
-  );
-  return block('{', fields, '}');
 }

@@ -258,3 +258,25 @@ class Parser {
     throw new LozaError(code, problem, { value: rest });
   }
 }
+
+/** JSON with the numbers as the file spelled them, indented by one space a level. */
+export function writeJson(value: JsonValue, indent = ''): string {
+  if (value instanceof JsonNumber) return value.text;
+  const inner = `${indent} `;
+  const block = (open: string, items: string[], close: string) =>
+    items.length === 0
+      ? open + close
+      : `${open}\n${items.map((item) => inner + item).join(',\n')}\n${indent}${close}`;
+  if (Array.isArray(value)) {
+    return block(
+      '[',
+      value.map((item) => writeJson(item, inner)),
+      ']',
+    );
+  }
+  if (!(value instanceof Map)) return JSON.stringify(value);
+  const fields = [...value].map(
+    ([key, item]) => `${JSON.stringify(key)}: ${writeJson(item, inner)}`,
+  );
+  return block('{', fields, '}');
+}

@@ -202,6 +202,8 @@ export class WeightLoader implements WeightSource {
     checkpoint: Checkpoint,
     private readonly device: Device,
     private readonly ops: Ops,
+    /** `dequantise`: matrices in f8e4m3 become the type of activations. */
+    private readonly options: { dequantise?: boolean } = {},
   ) {
     this.lookup = new Lookup(checkpoint.tensors);
     for (const { path, bytes } of checkpoint.files)
@@ -216,12 +218,14 @@ export class WeightLoader implements WeightSource {
 
   matrix(name: string, rows: number, columns: number): Weight {
     const found = this.require(name, [rows, columns]);
-    if (!this.narrows(found.dtype)) return this.exact(found);
+    if (!this.converts(found.dtype)) return this.exact(found);
     return { tensor: this.converted([found], [rows, columns]) };
   }
 
   exactMatrix(name: string, rows: number, columns: number): Weight {
-    return this.exact(this.require(name, [rows, columns]));
+    const found = this.require(name, [rows, columns]);
+    if (found.dtype !== 'f8e4m3' || !this.options.dequantise) return this.exact(found);
+    return { tensor: this.converted([found], [rows, columns]) };
   }
 
   stack(names: readonly string[], rows: number, columns: number): Weight {
@@ -279,6 +283,10 @@ export class WeightLoader implements WeightSource {
     return dtype === 'f32' && this.device.activation !== 'f32';
   }
 
+  private converts(dtype: DType): boolean {
+    return this.narrows(dtype) || (dtype === 'f8e4m3' && this.options.dequantise === true);
+  }
+
   private exact({ entry, dtype, scale }: Found): Weight {
     const tensor = this.resident(entry, dtype);
     return scale ? { tensor, scale: this.resident(scale, 'f32') } : { tensor };
@@ -288,7 +296,8 @@ export class WeightLoader implements WeightSource {
   private stacked(found: readonly Found[], experts?: number): Weight {
     const entries = found.map((one) => one.entry);
     const dtype = found[0]?.dtype ?? 'f32';
-    if (this.narrows(dtype)) return { tensor: this.converted(found, stackShape(entries, experts)) };
+    if (this.converts(dtype))
+      return { tensor: this.converted(found, stackShape(entries, experts)) };
     const tensor = this.stackEntries(entries, dtype, experts);
     const scales = found.flatMap((one) => one.scale ?? []);
     return scales.length > 0

@@ -1,16 +1,17 @@
-import { Option, type Command } from 'commander';
+import type { Command } from 'commander';
 
 import { calibrate } from '../calibrate/calibrate';
 import type { CalibrateOptions, CalibrateProgress } from '../calibrate/options';
 import type { CalibrationReport } from '../calibrate/report';
 import { drawAlphaBars, drawAlphaRow } from './alpha-bars';
 import type { Context } from './context';
-import { formatBytes, formatCount, formatFields } from './format';
-import { LiveLine } from './live-line';
+import { formatFields } from './format';
 import { addLoadFlags, realNumber, wholeNumber } from './options';
+import { addTrainingFlags, choiceFlag, many, watchRun } from './training-command';
 import { drawZigzag, zigzagLegend } from './zigzag';
 
 type CalibrateFlags = Omit<CalibrateOptions, 'signal' | 'onProgress'>;
+type OwnProgress = Extract<CalibrateProgress, { phase: 'training' | 'ablation' }>;
 
 const examples = `
 LoZA: every attention becomes a mix of full and streaming attention, alpha x full + (1 - alpha) x
@@ -31,8 +32,6 @@ Examples:
   loza calibrate DIR --data keys.jsonl --out DIR2 --method ablation
   loza calibrate DIR --out DIR2 --method interleaved --parity even`;
 
-const many = 2 ** 30;
-
 export function registerCalibrate(program: Command, context: Context): void {
   const command = program
     .command('calibrate')
@@ -41,7 +40,7 @@ export function registerCalibrate(program: Command, context: Context): void {
     .option('--data <files...>', 'data files: .jsonl or .txt')
     .requiredOption('--out <dir>', 'folder of the new checkpoint')
     .addOption(
-      new Option('--method <name>', 'how attentions are chosen (default gradient)').choices([
+      choiceFlag('--method <name>', 'how attentions are chosen', [
         'gradient',
         'ablation',
         'interleaved',
@@ -49,10 +48,6 @@ export function registerCalibrate(program: Command, context: Context): void {
       ]),
     )
     .option('--sparsity <x>', 'share of attentions that stream (default 0.5)', realNumber(0, 1))
-    .option('--sequence-length <n>', 'tokens of a sequence (default 4096)', wholeNumber(2, 2 ** 24))
-    .option('--steps <n>', 'optimiser steps of a round (default 200)', wholeNumber(1, many))
-    .option('--batch <n>', 'sequences of a step (default 8)', wholeNumber(1, many))
-    .option('--learning-rate <x>', 'peak of the learning rate (default 0.02)', realNumber(0, 1))
     .option(
       '--penalty <x>',
       'factor of the mean alpha in the loss (default 0.05)',
@@ -63,24 +58,25 @@ export function registerCalibrate(program: Command, context: Context): void {
       'most rounds, each with another penalty, until the alphas rank (default 4)',
       wholeNumber(1, 100),
     )
-    .option('--seed <n>', 'decides the order of the data', wholeNumber(0, 2 ** 53 - 1))
     .addOption(
-      new Option(
-        '--loss-on <tokens>',
-        'tokens that count (auto: answers, if there are any)',
-      ).choices(['auto', 'all', 'answers']),
+      choiceFlag('--loss-on <tokens>', 'tokens that count; auto: answers, if there are any', [
+        'auto',
+        'all',
+        'answers',
+      ]),
     )
     .addOption(
-      new Option(
+      choiceFlag(
         '--objective <name>',
-        "distill: reach the full model's hidden states (default); next-token: cross-entropy",
-      ).choices(['distill', 'next-token']),
+        "distill: reach the full model's hidden states; next-token: cross-entropy",
+        ['distill', 'next-token'],
+      ),
     )
     .addOption(
-      new Option(
-        '--full-term <name>',
-        'exact (default); detached: no gradient through full attention',
-      ).choices(['exact', 'detached']),
+      choiceFlag('--full-term <name>', 'detached: no gradient through full attention', [
+        'exact',
+        'detached',
+      ]),
     )
     .option(
       '--ablation-sequences <n>',
@@ -93,65 +89,31 @@ export function registerCalibrate(program: Command, context: Context): void {
       realNumber(0, 1),
     )
     .addOption(
-      new Option('--parity <name>', 'interleaved: which attentions stream (default odd)').choices([
-        'odd',
-        'even',
-      ]),
+      choiceFlag('--parity <name>', 'interleaved: which attentions stream', ['odd', 'even']),
     );
-  addLoadFlags(command, ['sinkBlocks', 'localBlocks', 'device', 'dtype'])
+  addTrainingFlags(command, { steps: 'optimiser steps of a round', learningRate: '0.02' });
+  addLoadFlags(command, ['sinkBlocks', 'localBlocks', 'yarnFactor', 'device', 'dtype'])
     .addHelpText('after', examples)
     .action((dir: string, flags: CalibrateFlags) => run(dir, flags, context));
 }
 
 async function run(dir: string, flags: CalibrateFlags, context: Context): Promise<void> {
-  const line = new LiveLine(context);
-  let report: CalibrationReport;
-  try {
-    report = await calibrate(dir, {
-      ...flags,
-      signal: context.signal,
-      onProgress: (progress) => show(progress, line, context),
-    });
-  } finally {
-    line.stop();
-  }
+  const report = await watchRun(
+    context,
+    (watch) => calibrate(dir, { ...flags, ...watch }),
+    describeProgress,
+  );
   if (context.json) context.printJson(report);
   else context.print(describe(report, flags.out, context.width));
 }
 
-function show(progress: CalibrateProgress, line: LiveLine, context: Context): void {
-  if (progress.phase === 'planned') {
-    line.stop();
-    context.note(describePlan(progress));
-  } else if (progress.phase === 'reading') {
-    line.update(describeReading(progress));
-  } else if (progress.phase === 'loading') {
-    line.update(
-      `loading ${formatBytes(progress.loadedBytes)} of ${formatBytes(progress.totalBytes)}`,
-    );
-  } else if (progress.phase === 'ablation') {
-    line.update(`ablations: ${progress.done} of ${progress.total} sequences`);
-  } else {
-    const { round, step, steps, penalty, loss, alphas } = progress;
-    const at = `round ${round}, penalty ${penalty.toPrecision(2)}: step ${step} of ${steps}`;
-    line.update(`${at}, loss ${loss.toPrecision(3)}  ${drawAlphaRow(alphas)}`);
+function describeProgress(progress: OwnProgress): string {
+  if (progress.phase === 'ablation') {
+    return `ablations: ${progress.done} of ${progress.total} sequences`;
   }
-}
-
-/** Of data that are tokenised. */
-export const describeReading = ({ done, total }: { done: number; total: number }): string =>
-  `reading document ${formatCount(done + 1)} of ${formatCount(total)}`;
-
-/** The data and the memory of a run, on one line. */
-export function describePlan(plan: {
-  bytes: number;
-  sequences: number;
-  tokens: number;
-  targets: number;
-}): string {
-  const { bytes, sequences, tokens, targets } = plan;
-  const data = `${formatCount(sequences)} sequences, ${formatCount(tokens)} tokens`;
-  return `[${data}, ${formatCount(targets)} of them learned · needs ${formatBytes(bytes)}]`;
+  const { round, step, steps, penalty, loss, alphas } = progress;
+  const at = `round ${round}, penalty ${penalty.toPrecision(2)}: step ${step} of ${steps}`;
+  return `${at}, loss ${loss.toPrecision(3)}  ${drawAlphaRow(alphas)}`;
 }
 
 function describe(report: CalibrationReport, out: string, width: number): string {

@@ -46,6 +46,16 @@ export function compareGreedy(
   return { equal: first, expected: expected.length, passed: won <= margin };
 }
 
+/** Several comparisons as one. */
+export function addUp(comparisons: readonly GreedyComparison[]): GreedyComparison {
+  const sum = (values: readonly number[]) => values.reduce((all, value) => all + value, 0);
+  return {
+    equal: sum(comparisons.map(({ equal }) => equal)),
+    expected: sum(comparisons.map(({ expected }) => expected)),
+    passed: comparisons.every(({ passed }) => passed),
+  };
+}
+
 function maxDifference(a: Float32Array, e: Float32Array): number {
   return e.reduce((worst, value, i) => larger(worst, Math.abs((a[i] ?? NaN) - value)), 0);
 }

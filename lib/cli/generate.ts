@@ -8,7 +8,7 @@ import type { GeneratePart, GenerateResult } from '../engine/generate-job';
 import type { Generation } from '../engine/generation';
 import type { LanguageModel } from '../language-model';
 import type { Prompt } from '../prompt';
-import type { GenerateOptions } from '../runner/sampling';
+import { maxSamples, type GenerateOptions } from '../runner/sampling';
 import type { Context } from './context';
 import { formatBytes, formatCount, formatDuration, formatPercent, formatRate } from './format';
 import { withModel } from './open-model';
@@ -29,6 +29,7 @@ interface GenerateFlags extends LoadFlags, SamplingFlags {
   chat?: boolean;
   system?: string;
   logprobs?: number | true;
+  samples: number;
 }
 
 const examples = `
@@ -40,6 +41,7 @@ Examples:
   cat report.txt | loza generate DIR                    read the prompt from a pipe
   loza generate DIR --chat "What is LoZA?"              ask, by the model's chat template
   loza generate DIR "Once" -t 0.8 --top-p 0.95 --seed 7  varied, but the same each time
+  loza generate DIR "Once" -t 0.8 --samples 3           three texts; the prompt is read once
   loza generate DIR -f book.txt --attention full        no streaming, to compare
   loza generate DIR "Once" --json | jq .timings         one object at the end`;
 
@@ -52,11 +54,18 @@ export function registerGenerate(program: Command, context: Context): void {
     .option('-f, --file <path>', 'read the prompt from a file')
     .option('--chat', 'take the prompt as a message of the user, and answer it')
     .option('--system <text>', 'instructions before the message; needs --chat');
-  addSamplingFlags(command).option(
-    '--logprobs [n]',
-    'with --json: log probabilities of the tokens, and of n alternatives',
-    wholeNumber(0, 20),
-  );
+  addSamplingFlags(command)
+    .option(
+      '--samples <n>',
+      'texts to write, whole, with seeds one apart; they read the prompt together (default 1)',
+      wholeNumber(1, maxSamples),
+      1,
+    )
+    .option(
+      '--logprobs [n]',
+      'with --json: log probabilities of the tokens, and of n alternatives',
+      wholeNumber(0, 20),
+    );
   addLoadFlags(command)
     .addHelpText('after', examples)
     .action((dir: string, prompt: string | undefined, flags: GenerateFlags) =>
@@ -76,8 +85,10 @@ async function generate(
   if (flags.logprobs !== undefined && !context.json) throw usageError('--logprobs needs --json');
   const prompt = asPrompt(await readPrompt(argument, flags.file, context.signal), flags);
   await withModel(dir, await readLoadOptions(dir, flags), context, async (model) => {
-    const options = { ...readGenerateOptions(flags), logprobs: flags.logprobs };
+    const { samples: n, logprobs } = flags;
+    const options = { ...readGenerateOptions(flags), n, logprobs };
     if (context.json) return printObject(model, prompt, options, context);
+    if (n > 1) return printSamples(model, prompt, options, context);
     const begin = (more: GenerateOptions) => model.generate(prompt, { ...options, ...more });
     const result = await streamText(begin, context);
     context.note(describeRun(result, model));
@@ -113,6 +124,31 @@ export async function streamText(
   return generation.result();
 }
 
+/** Several texts, when all are whole. */
+async function printSamples(
+  model: LanguageModel,
+  prompt: Prompt,
+  options: GenerateOptions & { n: number },
+  context: Context,
+): Promise<void> {
+  const progress = startProgress(context, 'writing');
+  const { signal } = context;
+  let written = 0;
+  const onProgress: GenerateOptions['onProgress'] = ({ phase, total }) => {
+    if (phase === 'decode') progress.update(++written, total * options.n);
+  };
+  let results: readonly GenerateResult[];
+  try {
+    results = await model.generate(prompt, { ...options, signal, onProgress }).results();
+  } finally {
+    progress.stop();
+  }
+  results.forEach(({ text, seed }, i) => {
+    context.print(`[${i + 1} · seed ${seed}]\n${text.replace(/\n$/, '')}\n`);
+  });
+  for (const result of results) context.note(describeRun(result, model));
+}
+
 /** The figures of a run, on one line. */
 export function describeRun(result: GenerateResult, model: LanguageModel): string {
   const { usage, timings, kv, seed, finishReason } = result;
@@ -133,18 +169,25 @@ export function resultObject(result: GenerateResult): Record<string, unknown> {
   return { text, tokens: Array.from(tokens), finishReason, usage, timings, kv, seed, ...chosen };
 }
 
+/** One text is one object, several are those in a list. */
 async function printObject(
   model: LanguageModel,
   prompt: Prompt,
-  options: GenerateOptions,
+  options: GenerateOptions & { n: number },
   context: Context,
 ): Promise<void> {
-  const alternatives: GeneratePart['alternatives'][] = [];
+  const alternatives: GeneratePart['alternatives'][][] = Array.from(
+    { length: options.n },
+    () => [],
+  );
   const generation = model.generate(prompt, { ...options, signal: context.signal });
-  for await (const part of generation) alternatives.push(part.alternatives);
-  const object = resultObject(await generation.result());
+  for await (const part of generation) alternatives[part.sample ?? 0]?.push(part.alternatives);
   const wanted = typeof options.logprobs === 'number' && options.logprobs > 0;
-  context.printJson(wanted ? { ...object, alternatives } : object);
+  const samples = (await generation.results()).map((result, i) => ({
+    ...resultObject(result),
+    ...(wanted ? { alternatives: alternatives[i] } : {}),
+  }));
+  context.printJson(options.n > 1 ? { samples } : (samples[0] ?? {}));
 }
 
 function asPrompt(content: string, { chat, system }: GenerateFlags): Prompt {

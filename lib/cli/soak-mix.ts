@@ -1,14 +1,26 @@
 import { LozaError, throwIfAborted } from '../errors';
+import type { GenerateUsage } from '../engine/generate-job';
 import type { LanguageModel } from '../language-model';
 import { Random } from '../selftest/random';
+import type { Session } from '../session';
 
 /** Who send one request after another: more than are served at a time, so that some wait. */
 const userCount = 12;
 
+export interface MixedCounts {
+  /** Read or written; of these, found in the cache. */
+  tokens: number;
+  cachedTokens: number;
+  /** Chats, with their forks, and sessions that pause. */
+  sessions: number;
+  /** Of those that pause: others took their blocks meanwhile, and most of these were found again. */
+  resumed: number;
+}
+
 /** Random requests of every kind, the same ones every time. */
 export class MixedWork {
   requests = 0;
-  tokens = 0;
+  readonly counts: MixedCounts = { tokens: 0, cachedTokens: 0, sessions: 0, resumed: 0 };
   private readonly random = new Random('mixed work');
 
   constructor(private readonly model: LanguageModel) {}
@@ -31,7 +43,7 @@ export class MixedWork {
   }
 
   private request(): Promise<void> {
-    switch (this.random.below(7)) {
+    switch (this.random.below(9)) {
       case 0:
         return this.abort();
       case 1:
@@ -40,6 +52,8 @@ export class MixedWork {
         return this.score();
       case 3:
         return this.writeMany();
+      case 4:
+        return this.pause();
       default:
         return this.write();
     }
@@ -47,13 +61,13 @@ export class MixedWork {
 
   private async write(): Promise<void> {
     const result = await this.model.generate(this.prompt(900), this.options(700)).result();
-    this.count(result.usage.totalTokens);
+    this.count(result.usage);
   }
 
   private async writeMany(): Promise<void> {
     const options = { ...this.options(60), n: 3, temperature: 0.8 };
     const results = await this.model.generate(this.prompt(400), options).results();
-    for (const { usage } of results) this.count(usage.completionTokens);
+    for (const { usage } of results) this.count(usage);
   }
 
   /** Aborted while it waits, reads or writes. */
@@ -73,22 +87,49 @@ export class MixedWork {
     });
   }
 
+  /** The last turn is answered twice, in a fork too, and once more in other words. */
   private async chat(): Promise<void> {
-    await using session = this.model.createSession();
-    for (let turn = 0; turn < 3; turn++) {
-      const { usage } = await session.generate(this.prompt(200), this.options(40)).result();
-      this.count(usage.completionTokens);
-    }
+    await using session = this.session();
+    for (let turn = 0; turn < 2; turn++) await this.turn(session, 200);
+    const heard = session.length;
+    await using fork = session.fork();
+    this.counts.sessions++;
+    await Promise.all([this.turn(session, 200), this.turn(fork, 200)]);
+    session.truncate(heard);
+    await this.turn(session, 200);
+  }
+
+  /** Between its turns others need the room: its blocks go to the host and come back. */
+  private async pause(): Promise<void> {
+    await using session = this.session();
+    await this.turn(session, 600);
+    const { length } = session;
+    for (let i = 0; i < 3; i++) await this.write();
+    const isGone = session.tokens === 0;
+    const { cachedTokens } = await this.turn(session, 100);
+    if (isGone && cachedTokens > length / 2) this.counts.resumed++;
+  }
+
+  private session(): Session {
+    this.counts.sessions++;
+    return this.model.createSession();
+  }
+
+  private async turn(session: Session, most: number): Promise<GenerateUsage> {
+    const { usage } = await session.generate(this.prompt(most), this.options(40)).result();
+    this.count(usage);
+    return usage;
   }
 
   private async score(): Promise<void> {
     const prompt = this.prompt(900);
     await this.model.score(prompt, { positions: [0, prompt.length - 1] });
-    this.count(prompt.length);
+    this.counts.tokens += prompt.length;
   }
 
-  private count(tokens: number): void {
-    this.tokens += tokens;
+  private count({ totalTokens, cachedTokens }: GenerateUsage): void {
+    this.counts.tokens += totalTokens;
+    this.counts.cachedTokens += cachedTokens;
   }
 
   /** Half of the prompts begin alike. */

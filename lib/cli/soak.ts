@@ -1,19 +1,23 @@
 import { setImmediate as nextTurn } from 'node:timers/promises';
-import { setFlagsFromString } from 'node:v8';
-import { runInNewContext } from 'node:vm';
 import { Argument, type Command } from 'commander';
 
 import { throwIfAborted } from '../errors';
 import { LanguageModel } from '../language-model';
 import type { LoadOptions } from '../load-options';
 import type { DeviceKind } from '../native/binding';
-import { Device, listDevices } from '../native/device';
 import { bundledModel } from './build-info';
 import { BadResult, type Context } from './context';
 import { formatBytes, formatCount, formatDuration, formatTable } from './format';
+import {
+  allowedDeviceGrowth,
+  allowedHostGrowth,
+  allowedTrend,
+  MemoryWatch,
+  type MemoryVerdict,
+} from './memory-watch';
 import { addLoadFlags, readLoadOptions, realNumber, wholeNumber, type LoadFlags } from './options';
 import { startProgress } from './progress';
-import { endsAborted, MixedWork } from './soak-mix';
+import { endsAborted, MixedWork, type MixedCounts } from './soak-mix';
 
 interface SoakFlags extends LoadFlags {
   loads?: number;
@@ -21,44 +25,37 @@ interface SoakFlags extends LoadFlags {
   minutes: number;
 }
 
-/** What one kind of cycle did to memory, in bytes. */
-export interface SoakReport {
+/** What one kind of cycle did to memory. */
+export interface SoakReport extends MemoryVerdict {
   cycle: string;
   cycles: number;
   /** Of these, before the first look. */
   warmUp: number;
   msPerCycle: number;
-  /** At each look, after a garbage collection: resident memory, of V8's heap only what is used. */
-  host: number[];
-  /** Memory in use on the GPU; null on the CPU. */
-  device: number[] | null;
-  hostGrowth: number;
-  deviceGrowth: number | null;
-  passed: boolean;
-  /** Of mixed work: tokens read and written, and how often a sequence made room for others. */
-  tokens?: number;
-  preemptions?: number;
+  /** Of mixed work: what was read and written, and how often a sequence made room for others. */
+  work?: MixedCounts & { preemptions: number };
 }
 
-/** Growth that says nothing: malloc keeps some of what it got, and a GPU gives 2 MiB at a time. */
-const allowedHostGrowth = 8 * 2 ** 20;
-const allowedDeviceGrowth = 4 * 2 ** 20;
-const looks = 10;
+const looks = 20;
 const kvTokens = 2048;
+/** Of mixed work: room for what others take of idle sessions and of the prefix cache. */
+const hostTokens = 4096;
 const usualCycles = 1000;
 
 const examples = `
 Two kinds of cycles: a model is loaded, writes two tokens and is closed (one load in ten is
 aborted half way); and generations of one model are aborted, before and while they read and while
 they write. With --minutes, instead or besides: requests of every kind at a time, long and short,
-several samples, chats, scores, aborts, in a KV cache that is too small for them; whenever memory
-is looked at nothing runs, and no KV block may be held.
+several samples, chats, forks, sessions that are parked on the host and resumed, scores, aborts, in
+a KV cache that is too small for them; whenever memory is looked at nothing runs, and no KV block
+may be held.
 A tenth of the cycles come first and are not counted: caches fill, and kernels are loaded when
-they are first used. Then memory is looked at ${looks} times, after a garbage collection each; free
-room in V8's heap, which it makes as large as it likes, is left out. Growth is the least of the
-second half of the looks less the least of the first.
-Exit code 1 when the process has grown by more than ${formatBytes(allowedHostGrowth)}, or memory in
-use on the GPU by more than ${formatBytes(allowedDeviceGrowth)}.
+they are first used. Then memory is looked at ${looks} times, after a garbage collection each: what
+is resident, less what V8 and malloc keep without using it. Growth is the least of the second half
+of the looks less the least of the first. "A cycle" is what one of the second half, where it has
+500 or more, adds to what is allocated, but for the largest step.
+Exit code 1 when the process has grown by more than ${formatBytes(allowedHostGrowth)}, memory in use on
+the GPU by more than ${formatBytes(allowedDeviceGrowth)}, or what is allocated by more than ${allowedTrend} bytes a cycle.
 
 Examples:
   loza soak models/loza-tiny --loads 1000 --aborts 1000
@@ -99,7 +96,7 @@ async function soak(dir: string, flags: SoakFlags, context: Context): Promise<vo
     reports.push(await watch('aborted generation', cycle, aborts, device, context));
   }
   if (minutes > 0) {
-    await using model = await LanguageModel.load(dir, options);
+    await using model = await LanguageModel.load(dir, { hostTokens, ...options });
     reports.push(await watchMix(model, minutes, context));
   }
   const passed = reports.every((report) => report.passed);
@@ -148,6 +145,9 @@ async function abortGeneration(model: LanguageModel, i: number): Promise<void> {
   });
 }
 
+/** The share of the cycles that is done at each look. */
+const dueAt = Array.from({ length: looks }, (_, i) => 0.1 + (0.9 * i) / (looks - 1));
+
 async function watch(
   name: string,
   cycle: (i: number) => Promise<void>,
@@ -155,24 +155,23 @@ async function watch(
   kind: DeviceKind,
   context: Context,
 ): Promise<SoakReport> {
-  const warmUp = Math.ceil(cycles / 10);
   const memory = new MemoryWatch(kind);
   const progress = startProgress(context, name, 'runs');
   const started = performance.now();
+  const dueCycles = dueAt.map((share) => Math.ceil(share * cycles));
   try {
-    for (let i = 0; i <= cycles; i++) {
-      const due = ((i - warmUp) / (cycles - warmUp || 1)) * (looks - 1) + 1;
-      if (i >= warmUp && memory.host.length < due) await memory.look();
-      if (i === cycles) break;
+    for (let done = 0; ; done++) {
+      while (dueCycles[memory.looks] === done) await memory.look(done);
+      if (done === cycles) break;
       throwIfAborted(context.signal);
-      await cycle(i);
-      progress.update(i + 1, cycles);
+      await cycle(done);
+      progress.update(done + 1, cycles);
     }
   } finally {
     progress.stop();
   }
   const msPerCycle = (performance.now() - started) / cycles;
-  return { cycle: name, cycles, warmUp, msPerCycle, ...memory.report() };
+  return { cycle: name, cycles, warmUp: dueCycles[0] ?? 0, msPerCycle, ...memory.report() };
 }
 
 /** Mixed work; nothing is on its way when memory is looked at. */
@@ -182,79 +181,24 @@ async function watchMix(
   context: Context,
 ): Promise<SoakReport> {
   const memory = new MemoryWatch(model.info.device);
-  const work = new MixedWork(model);
+  const mixed = new MixedWork(model);
   const progress = startProgress(context, 'mixed work', 'runs');
   const started = performance.now();
   let warmUp = 0;
   try {
-    for (let look = 1; look <= looks; look++) {
-      await work.runUntil(started + (look / looks) * minutes * 60_000, context.signal);
-      if (look === 1) warmUp = work.requests;
-      await memory.look();
-      progress.update(look, looks);
+    for (const share of dueAt) {
+      await mixed.runUntil(started + share * minutes * 60_000, context.signal);
+      if (memory.looks === 0) warmUp = mixed.requests;
+      await memory.look(mixed.requests);
+      progress.update(memory.looks, looks);
     }
   } finally {
     progress.stop();
   }
-  const { requests, tokens } = work;
-  const { preemptions } = model.status;
+  const { requests, counts } = mixed;
   const msPerCycle = (performance.now() - started) / requests;
-  const cycles = { cycle: 'mixed work', cycles: requests, warmUp, msPerCycle };
-  return { ...cycles, ...memory.report(), tokens, preemptions };
-}
-
-class MemoryWatch {
-  readonly host: number[] = [];
-  private readonly device: number[] = [];
-
-  constructor(private readonly kind: DeviceKind) {}
-
-  async look(): Promise<void> {
-    this.host.push(await residentBytes());
-    if (this.kind === 'cuda') this.device.push(usedBytes(this.kind));
-  }
-
-  report(): Pick<SoakReport, 'host' | 'device' | 'hostGrowth' | 'deviceGrowth' | 'passed'> {
-    const { host, kind } = this;
-    const device = kind === 'cuda' ? this.device : null;
-    const hostGrowth = growth(host);
-    const deviceGrowth = device === null ? null : growth(device);
-    const passed = hostGrowth <= allowedHostGrowth && (deviceGrowth ?? 0) <= allowedDeviceGrowth;
-    return { host, device, hostGrowth, deviceGrowth, passed };
-  }
-}
-
-/** The least of the later half less the least of the earlier one: peaks between are no growth. */
-export function growth(bytes: readonly number[]): number {
-  const half = Math.ceil(bytes.length / 2);
-  const [before, after] = [bytes.slice(0, half), bytes.slice(half)];
-  return after.length === 0 ? 0 : Math.min(...after) - Math.min(...before);
-}
-
-let collectGarbage: (() => void) | undefined;
-
-async function residentBytes(): Promise<number> {
-  if (collectGarbage === undefined) {
-    setFlagsFromString('--expose-gc');
-    collectGarbage = runInNewContext('gc') as () => void;
-  }
-  // Finalizers of native objects run in later turns, and free what the next collection finds.
-  for (let i = 0; i < 3; i++) {
-    collectGarbage();
-    await nextTurn();
-  }
-  const { rss, heapTotal, heapUsed } = process.memoryUsage();
-  return rss - (heapTotal - heapUsed);
-}
-
-function usedBytes(kind: DeviceKind): number {
-  const all = listDevices().find((one) => one.kind === kind)?.memoryBytes ?? 0;
-  const device = new Device(kind);
-  try {
-    return all - device.freeMemory();
-  } finally {
-    device.close();
-  }
+  const work = { ...counts, preemptions: model.status.preemptions };
+  return { cycle: 'mixed work', cycles: requests, warmUp, msPerCycle, ...memory.report(), work };
 }
 
 function withoutUndefined(options: LoadOptions): LoadOptions {
@@ -270,6 +214,7 @@ function describe(reports: readonly SoakReport[], where: string, passed: boolean
     { title: 'host after warm-up', ...right },
     { title: 'at the end', ...right },
     { title: 'growth', ...right },
+    { title: 'a cycle', ...right },
     { title: 'growth on the GPU', ...right },
     { title: '' },
   ];
@@ -280,19 +225,24 @@ function describe(reports: readonly SoakReport[], where: string, passed: boolean
     formatBytes(report.host[0] ?? 0),
     formatBytes(report.host.at(-1) ?? 0),
     signed(report.hostGrowth),
+    report.trend === null ? '-' : signed(Math.round(report.trend)),
     report.deviceGrowth === null ? '-' : signed(report.deviceGrowth),
     report.passed ? 'PASS' : 'FAIL',
   ]);
-  const mixed = reports.flatMap(({ tokens, preemptions, cycles }) =>
-    tokens === undefined ? [] : describeMix(cycles, tokens, preemptions ?? 0),
-  );
+  const mixed = reports.flatMap(({ work }) => (work === undefined ? [] : describeWork(work)));
   const table = [formatTable(columns, rows), ...mixed].join('\n');
   return `${table}\n\n${passed ? 'PASS' : 'FAIL'}  ${where}`;
 }
 
-function describeMix(requests: number, tokens: number, preemptions: number): string {
-  const counts = [requests, tokens, preemptions].map(formatCount);
-  return `\n${counts[0]} requests, ${counts[1]} tokens; ${counts[2]} made room for others; no KV block is held`;
+function describeWork(work: MixedCounts & { preemptions: number }): string {
+  const { tokens, cachedTokens, sessions, resumed, preemptions } = work;
+  const counts = [
+    [tokens, `tokens, of which ${formatCount(cachedTokens)} were cached`],
+    [sessions, `sessions, ${formatCount(resumed)} of them resumed after others took their room`],
+    [preemptions, 'requests made room for others'],
+  ] as const;
+  const lines = counts.map(([count, what]) => `${formatCount(count)} ${what}`);
+  return ['', ...lines, 'no KV block is held'].join('\n');
 }
 
 function signed(bytes: number): string {

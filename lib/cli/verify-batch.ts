@@ -3,7 +3,7 @@ import { setMaxListeners } from 'node:events';
 import type { LanguageModel } from '../language-model';
 import type { LoadOptions } from '../load-options';
 import { Random } from '../selftest/random';
-import { compareGreedy, type GreedyComparison } from './compare';
+import { addUp, compareGreedy, type GreedyComparison } from './compare';
 import type { Context } from './context';
 import type { ExpectedPrompt } from './expected';
 import { withModel } from './open-model';
@@ -54,7 +54,7 @@ export async function verifyBatches(
   const eager = await run(false);
   return batches.map((batch) => {
     const mine = recorded.filter((one) => one.batch === batch);
-    const greedy = total(
+    const greedy = addUp(
       mine.map(({ prompt, tokens }) =>
         compareGreedy(tokens, prompt.greedy, prompt.margins, margin),
       ),
@@ -108,15 +108,6 @@ async function runBatch(
     prompt,
     tokens: results[place]?.tokens ?? new Int32Array(0),
     everything: results.flatMap(({ tokens, logprobs = [] }) => [...tokens, ...logprobs]),
-  };
-}
-
-function total(comparisons: readonly GreedyComparison[]): GreedyComparison {
-  const sum = (values: readonly number[]) => values.reduce((all, value) => all + value, 0);
-  return {
-    equal: sum(comparisons.map(({ equal }) => equal)),
-    expected: sum(comparisons.map(({ expected }) => expected)),
-    passed: comparisons.every(({ passed }) => passed),
   };
 }
 

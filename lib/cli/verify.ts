@@ -16,6 +16,7 @@ import {
 } from './options';
 import { startProgress } from './progress';
 import { verifyBatches, type BatchVerdict } from './verify-batch';
+import { verifyPaths, type PathVerdict } from './verify-paths';
 
 type Metric = 'error' | 'cosine';
 
@@ -24,6 +25,7 @@ interface VerifyFlags extends LoadFlags {
   tolerance?: number;
   margin?: number;
   batch: number[];
+  paths?: boolean;
 }
 
 interface Limits {
@@ -66,12 +68,16 @@ error is the largest difference of a logit, as a fraction of the logits' standar
 Greedy tokens must be equal up to the first one that won by no more than --margin.
 --batch continues each prompt again among random ones, in batches of these sizes: its greedy tokens
 must be as expected there too, and recorded decode steps must give the bits of eager ones.
+--paths answers each prompt again on every path that the engine has: in chunks of several sizes,
+token by token, in company, from recorded steps, from the prefix cache, in sessions and forks, with
+its blocks taken by others, from the host's memory, preempted, and by scores.
 A mismatch gives exit code 1.
 
 Examples:
   loza verify models/loza-tiny
   loza verify test/golden/longcat-full --tolerance 1e-4
   loza verify models/loza-tiny --device cuda --batch 1,7,64
+  loza verify models/loza-tiny --paths
   loza verify models/loza-tiny --kv-dtype fp8
   loza verify DIR --metric cosine           for bfloat16`;
 
@@ -99,7 +105,8 @@ export function registerVerify(program: Command, context: Context): void {
       new Option('--batch <n,...>', 'sizes of batches to generate in, too')
         .argParser(listOf(wholeNumber(1, 4096)))
         .default([], 'none'),
-    );
+    )
+    .option('--paths', 'answer on every path that the engine has, too');
   addLoadFlags(command, [
     ...(['device', 'attention', 'sinkBlocks', 'localBlocks', 'dtype', 'kvDtype'] as const),
     ...(['yarnFactor', 'maxTokens', 'stepTokens', 'chunkTokens'] as const),
@@ -120,17 +127,20 @@ async function verify(dir: string, flags: VerifyFlags, context: Context): Promis
   );
   const wanted = { batches: flags.batch, margin: limits.margin };
   const batches = await verifyBatches(dir, options, prompts, wanted, context);
+  const paths = flags.paths ? await verifyPaths(dir, options, prompts, limits, context) : [];
   const failed = verdicts.filter(({ passed }) => !passed).length;
-  const passed = failed === 0 && batches.every((batch) => batch.passed);
+  const others = [...batches, ...paths];
+  const passed = failed === 0 && others.every((other) => other.passed);
   if (context.json) {
     const origin = { dir, device, dtype, kvDtype };
-    context.printJson({ ...origin, ...limits, prompts: verdicts, batches, passed });
+    context.printJson({ ...origin, ...limits, prompts: verdicts, batches, paths, passed });
   } else {
     const where = `${device}, ${dtype}${kvDtype === dtype ? '' : `, KV cache ${kvDtype}`}`;
-    context.print(describe({ verdicts, batches, passed }, limits, where));
+    context.print(describe({ verdicts, batches, paths, passed }, limits, where));
   }
   if (passed) return;
-  const which = failed > 0 ? `${failed} of ${plural(verdicts.length, 'prompt')}` : 'batches';
+  const which =
+    failed > 0 ? `${failed} of ${plural(verdicts.length, 'prompt')}` : 'batches or paths';
   throw new BadResult(`${which} of ${dir} did not give what was expected`);
 }
 
@@ -196,6 +206,7 @@ function describe(
   checked: {
     verdicts: readonly PromptVerdict[];
     batches: readonly BatchVerdict[];
+    paths: readonly PathVerdict[];
     passed: boolean;
   },
   { metric, tolerance, margin }: Limits,
@@ -206,6 +217,7 @@ function describe(
   return [
     describePrompts(checked.verdicts),
     ...(checked.batches.length === 0 ? [] : [describeBatches(checked.batches)]),
+    ...(checked.paths.length === 0 ? [] : [describePaths(checked.paths)]),
     `${checked.passed ? 'PASS' : 'FAIL'}  ${rule}`,
   ].join('\n\n');
 }
@@ -243,6 +255,17 @@ function describeBatches(batches: readonly BatchVerdict[]): string {
     formatCount(batch),
     describeGreedy(greedy),
     sameBits ? 'same bits' : 'other bits',
+    passed ? 'PASS' : 'FAIL',
+  ]);
+  return formatTable(columns, rows);
+}
+
+function describePaths(paths: readonly PathVerdict[]): string {
+  const columns = [{ title: 'path' }, { title: 'greedy', ...right }, { title: '' }, { title: '' }];
+  const rows = paths.map(({ path, greedy, about, problem, passed }) => [
+    path,
+    describeGreedy(greedy),
+    problem ?? about,
     passed ? 'PASS' : 'FAIL',
   ]);
   return formatTable(columns, rows);

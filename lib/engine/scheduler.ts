@@ -1,5 +1,5 @@
 import { LozaError } from '../errors';
-import type { LayerGroup } from '../kv/layer-group';
+import { blockTokens, type LayerGroup } from '../kv/layer-group';
 import type { Job } from './job';
 import type { ModelRunner } from '../runner/model-runner';
 import { Sequence } from './sequence';
@@ -26,6 +26,8 @@ export interface Running {
   state: 'waiting' | 'running' | 'over';
   /** Of the prompts being read, the one with the least has the next turn. */
   turn: number;
+  /** It reads nothing until another that reads the same has published so many blocks. */
+  awaits?: { other: Running; blocks: number } | undefined;
 }
 
 /** New tokens of one sequence in the next step; their blocks are there. */
@@ -149,6 +151,7 @@ export class Scheduler {
     };
     const reading: Running[] = [];
     for (const one of this.running) {
+      if (this.isAwaiting(one)) continue;
       if (this.countOf(one) > 1) reading.push(one);
       else place(one, 1);
     }
@@ -203,9 +206,13 @@ export class Scheduler {
     let fits = this.fits(first);
     while (!fits && this.reclaim()) fits = this.fits(first);
     // It may still fit where it shares what others hold; from the host nothing is shared.
-    const reused = sequence.computed === 0 ? this.reuse(first, fits) : 0;
+    const isNew = sequence.computed === 0;
+    const reused = isNew ? this.reuse(first, fits) : 0;
     // Whoever is alone goes on: it fits, or is told so when it misses a block.
-    if (fits || this.running.length === 0 || this.fits(first)) return true;
+    if (fits || this.running.length === 0 || this.fits(first)) {
+      if (isNew) first.awaits = this.readerOf(first);
+      return true;
+    }
     if (reused > 0) sequence.release();
     this.tooFew = this.available;
     return false;
@@ -219,6 +226,37 @@ export class Scheduler {
       sequence.release();
       return 0;
     }
+  }
+
+  /** Once the other has read what they share, or is gone, it takes over what there is. */
+  private isAwaiting(one: Running): boolean {
+    if (one.awaits === undefined) return false;
+    const { other, blocks } = one.awaits;
+    if (other.state === 'running' && other.sequence.published < blocks) return true;
+    one.sequence.release();
+    this.reuse(one, false);
+    one.awaits = this.readerOf(one);
+    return one.awaits !== undefined;
+  }
+
+  /**
+   * Who is reading at least half of what this one has to read. It came before, so that nobody waits
+   * in a circle, and the first goes on.
+   */
+  private readerOf(one: Running): Running['awaits'] {
+    if (this.runner.prefixCache === undefined) return undefined;
+    const { job, sequence } = one;
+    const half = (sequence.computed + sequence.tokens.length) / 2;
+    let found: Running['awaits'];
+    for (const other of this.running) {
+      if (other === one) break;
+      const blocks = sequence.sharedBlocks(other.sequence, job.reusable);
+      const isRead = blocks <= other.sequence.published;
+      if (isRead || blocks * blockTokens < half || blocks <= (found?.blocks ?? 0)) continue;
+      found = { other, blocks };
+    }
+    found?.other.sequence.expectPart(found.blocks);
+    return found;
   }
 
   private admit(): void {

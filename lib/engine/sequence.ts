@@ -16,9 +16,9 @@ export class Sequence {
   /** Of these, the tokens of steps that are done. */
   private landed = 0;
   private readonly blocks: Map<LayerGroup, SequenceBlocks>;
-  /** What was published: blocks up to a prefix of the cache, which is pinned. */
+  /** What was published: so many blocks, up to a prefix of the cache, which is pinned. */
+  published = 0;
   private tip: Prefix | undefined;
-  private published = 0;
   /** Lengths in blocks at which others may go on: streaming groups keep their window there. */
   private points: number[];
   private epoch = 0;
@@ -36,6 +36,19 @@ export class Sequence {
 
   blocksOf(group: LayerGroup): SequenceBlocks {
     return this.blocks.get(group) as SequenceBlocks;
+  }
+
+  /** Whole blocks that both begin with, of those that `reuse` could take over. */
+  sharedBlocks(other: Sequence, limit = Infinity): number {
+    const most = Math.min(limit, this.tokens.length - 1, other.tokens.length);
+    let common = 0;
+    while (common < most && this.tokens[common] === other.tokens[common]) common++;
+    return Math.floor(common / blockTokens);
+  }
+
+  /** Another sequence will go on from here: so many blocks, which were not published yet. */
+  expectPart(blocks: number): void {
+    if (!this.points.includes(blocks)) this.points.push(blocks);
   }
 
   /** The group whose pool cannot give the blocks that the next `count` tokens need. */

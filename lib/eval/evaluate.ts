@@ -1,9 +1,9 @@
 import { setMaxListeners } from 'node:events';
+import { setImmediate as yieldToOthers } from 'node:timers/promises';
 
 import { attentionBlock, type AttentionPattern } from '../checkpoint/streaming-config';
 import { LozaError, throwIfAborted } from '../errors';
 import { LanguageModel } from '../language-model';
-import type { Prompt } from '../prompt';
 import { planLoad, type LoadPlan } from '../load-model';
 import { resolveLoadOptions } from '../load-options';
 import { ChatTemplate } from '../tokenizer/chat-template';
@@ -11,12 +11,13 @@ import { missingTokenizerError, Tokenizer } from '../tokenizer/tokenizer';
 import { evalAttention, inWindow } from './arms';
 import { resolveEvalOptions, type EvalOptions, type ResolvedEvalOptions } from './options';
 import { measurePerplexity, type PerplexityBucket } from './perplexity';
+import { PieceEncoder } from './piece-encoder';
 import { PromptMaker, type EvalPrompt } from './prompts';
 import { wilson, type Interval } from './score';
 import { tasks, type TaskName } from './tasks';
 
 /** What one arm answered to one prompt. */
-export interface EvalAnswer extends Omit<EvalPrompt, 'content'> {
+export interface EvalAnswer extends Omit<EvalPrompt, 'parts'> {
   arm: string;
   answer: string;
   /** Share of what was expected that the answer has. */
@@ -58,13 +59,14 @@ export interface EvalResult {
   arms: EvalArm[];
 }
 
+/** A prompt as the model reads it. */
+type ExamPrompt = Omit<EvalPrompt, 'parts'> & { ids: Int32Array };
+
 /** What all arms share. */
 interface Exam {
-  prompts: EvalPrompt[];
+  prompts: ExamPrompt[];
   text: Int32Array;
   window: number;
-  /** Whether the checkpoint has a chat template. */
-  chat: boolean;
 }
 
 /** KV budgets up to this are the default of a load. */
@@ -131,24 +133,45 @@ async function makeExam(dir: string, wanted: ResolvedEvalOptions, plan: LoadPlan
   if (tokenizer === undefined) throw await missingTokenizerError(dir);
   const { haystack, seed, samples, lengths, depths, signal } = wanted;
   const encode = (text: string) => tokenizer.encode(text, { addSpecialTokens: false, signal });
-  const maker = await PromptMaker.create(
-    seed,
-    haystack,
-    async (text) => (await encode(text)).length,
-  );
-  const prompts: EvalPrompt[] = [];
+  const pieces = new PieceEncoder(encode);
+  const maker = await PromptMaker.create(seed, haystack, (parts) => pieces.count(parts));
+  const reader = new PromptReader(tokenizer, await ChatTemplate.load(dir), pieces);
+  const prompts: ExamPrompt[] = [];
   for (const task of wanted.tasks) {
     for (const length of lengths) {
       for (const depth of tasks[task].byDepth ? depths : [undefined]) {
         for (let sample = 0; sample < samples; sample++) {
           throwIfAborted(signal);
-          prompts.push(await maker.make(task, length, depth, sample));
+          const { parts, ...prompt } = await maker.make(task, length, depth, sample);
+          prompts.push({ ...prompt, ids: await reader.read(parts, signal) });
+          await yieldToOthers();
         }
       }
     }
   }
-  const chat = (await ChatTemplate.load(dir)).available;
-  return { prompts, text: await encode(haystack), window: Math.max(...lengths), chat };
+  return { prompts, text: await encode(haystack), window: Math.max(...lengths) };
+}
+
+/** Token ids of messages, as the model reads them. */
+class PromptReader {
+  constructor(
+    private readonly tokenizer: Tokenizer,
+    private readonly template: ChatTemplate,
+    private readonly pieces: PieceEncoder,
+  ) {}
+
+  read(parts: readonly string[], signal: AbortSignal | undefined): Promise<Int32Array> {
+    const content = parts.join('');
+    if (!this.template.available) {
+      return this.tokenizer.encode(`${content}\nAnswer:`, { signal });
+    }
+    const text = this.template.render([{ role: 'user', content }]);
+    const at = text.indexOf(content);
+    // A template may change what is written.
+    if (at < 0 || parts.length === 1) return this.pieces.encode([text]);
+    const [before, after] = [text.slice(0, at), text.slice(at + content.length)];
+    return this.pieces.encode([before, ...parts, after]);
+  }
 }
 
 async function runArm(
@@ -161,11 +184,8 @@ async function runArm(
 ): Promise<EvalArm> {
   const { layerType, device, dtype } = model.info;
   const window = windowOf(model, plan.pattern);
-  const answer = async (prompt: EvalPrompt): Promise<EvalAnswer> => {
-    const message: Prompt = exam.chat
-      ? [{ role: 'user', content: prompt.content }]
-      : `${prompt.content}\nAnswer:`;
-    const generation = model.generate(message, {
+  const answer = async (prompt: ExamPrompt): Promise<EvalAnswer> => {
+    const generation = model.generate(prompt.ids, {
       ...{ maxNewTokens: tasks[prompt.task].answerTokens, temperature: 0, signal },
     });
     const { text, usage } = await generation.result();

@@ -1,8 +1,8 @@
 import { LozaError } from '../errors';
 import type { Random } from './random';
 
-/** Tokens of a text. */
-export type CountTokens = (text: string) => Promise<number>;
+/** Tokens of a text that is made of these parts. */
+export type CountTokens = (parts: readonly string[]) => Promise<number>;
 
 interface Sentence {
   /** With the space or the line that goes before it. */
@@ -23,7 +23,8 @@ export interface MeasuredNeedle extends Needle {
 
 /** A text with needles in it. */
 export interface Hidden {
-  text: string;
+  /** Sentences and needles, one behind the other. */
+  parts: string[];
   /** Of its sentences, without the needles. */
   tokens: number;
   /** Tokens before each needle, about, in the order given. */
@@ -43,7 +44,7 @@ export class Haystack {
       throw new LozaError('ERR_LOZA_INVALID_ARG', 'The haystack has no text', { value: text });
     }
     const sentences: Sentence[] = [];
-    for (const part of parts) sentences.push({ text: part, tokens: await count(part) });
+    for (const part of parts) sentences.push({ text: part, tokens: await count([part]) });
     return new Haystack(sentences);
   }
 
@@ -75,7 +76,7 @@ export class Haystack {
       read += sentence.tokens;
     }
     place(Infinity);
-    return { text: parts.join(''), tokens: total, places };
+    return { parts, tokens: total, places };
 
     function depthOf(index: number): number {
       return (needles[index] as Needle).depth;

@@ -10,9 +10,9 @@ export interface EvalPrompt {
   length: number;
   /** Of the asked needle, for tasks that choose it. */
   depth: number | undefined;
-  /** The user's message. */
-  content: string;
-  /** Of the content, exactly. */
+  /** The user's message, in parts of which many come again in other prompts. */
+  parts: string[];
+  /** Of the message, exactly. */
   tokens: number;
   /** Tokens before each needle that the answer needs, about. */
   places: number[];
@@ -36,7 +36,7 @@ export class PromptMaker {
   static async create(seed: number, text: string, count: CountTokens): Promise<PromptMaker> {
     const { needles } = tasks.lines.make(new Random(seed, 'line'), 0, 16);
     const lineTokens =
-      (await count(needles.map((needle) => needle.text).join(''))) / needles.length;
+      (await count([needles.map((needle) => needle.text).join('')])) / needles.length;
     return new PromptMaker(seed, await Haystack.create(text, count), count, lineTokens);
   }
 
@@ -56,11 +56,14 @@ export class PromptMaker {
       const question = tasks[task].make(random, depth ?? 0, lines);
       const needles = await this.measure(question);
       const hidden = this.haystack.hide(needles, onlyNeedles ? 0 : budget, random);
-      const content = `${question.intro}${hidden.text}\n${question.question}`;
-      const tokens = await this.count(content);
+      const parts = [question.intro, ...hidden.parts, `\n${question.question}`];
+      // Needles of their own come nowhere else.
+      const message = onlyNeedles ? [parts.join('')] : parts;
+      const tokens = await this.count(message);
       if (tokens <= room) {
         const places = await this.place(question, hidden);
-        return { task, length, depth, content, tokens, places, expected: question.expected };
+        const { expected } = question;
+        return { task, length, depth, parts: message, tokens, places, expected };
       }
       // Everything but the text is known now, to a few tokens.
       const text = onlyNeedles ? lines * this.lineTokens : hidden.tokens;
@@ -76,14 +79,14 @@ export class PromptMaker {
   private async measure({ needles }: Question): Promise<MeasuredNeedle[]> {
     const measured: MeasuredNeedle[] = [];
     for (const needle of needles) {
-      measured.push({ ...needle, tokens: await this.count(needle.text) });
+      measured.push({ ...needle, tokens: await this.count([needle.text]) });
     }
     return measured;
   }
 
   /** Tokens before each asked needle. */
   private async place({ intro, asked }: Question, { places }: Hidden): Promise<number[]> {
-    const before = await this.count(intro);
+    const before = await this.count([intro]);
     return asked.map((index) => before + (places[index] as number));
   }
 }

@@ -50,16 +50,10 @@ export function takeExperts(
  * (model-spec sections 1.4 and 4.2). The router runs in fp32.
  */
 export class Experts {
-  private readonly taken: ExpertsWeights;
-
   constructor(
-    weights: WeightSource,
-    prefix: string,
-    router: RouterNames,
+    private readonly taken: ExpertsWeights,
     private readonly shape: ExpertsShape,
-  ) {
-    this.taken = takeExperts(weights, prefix, router, shape);
-  }
+  ) {}
 
   /** Adds the result to `residual`. h and residual: [rows, hidden]. */
   addTo(residual: Tensor, ops: Ops, h: Tensor): void {

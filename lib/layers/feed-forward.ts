@@ -2,7 +2,7 @@ import type { WeightSource } from '../checkpoint/weights';
 import type { Joined, Ops, Weight } from '../native/ops';
 import type { Tensor } from '../native/tensor';
 
-/** The weights of a FeedForward, in inference and in training. */
+/** `gateUp` are the gate and the up projection, [width, hidden] each. */
 export interface FeedForwardWeights {
   gateUp: Joined;
   down: Weight;
@@ -26,11 +26,7 @@ export function takeFeedForward(
 
 /** SwiGLU: W_down ( silu(W_gate h) * (W_up h) ). */
 export class FeedForward {
-  private readonly taken: FeedForwardWeights;
-
-  constructor(weights: WeightSource, prefix: string, hidden: number, width: number) {
-    this.taken = takeFeedForward(weights, prefix, hidden, width);
-  }
+  constructor(private readonly taken: FeedForwardWeights) {}
 
   /** Adds the result to `residual`. h and residual: [rows, hidden]. */
   addTo(residual: Tensor, ops: Ops, h: Tensor): void {

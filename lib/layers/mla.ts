@@ -10,6 +10,37 @@ export interface MlaScales {
   latent: number;
 }
 
+export interface MlaWeights {
+  down: Joined; // q_a_proj, if there is one, and kv_a_proj_with_mqa
+  queryNorm: Tensor | undefined; // undefined: the query is not compressed
+  queryUp: Weight;
+  latentNorm: Tensor;
+  expand: Weight; // kv_b_proj, [heads * (nope + value), latent]
+  output: Weight;
+}
+
+export function takeMla(weights: WeightSource, prefix: string, config: MlaConfig): MlaWeights {
+  const { hiddenSize, heads, qLoraRank, kvLoraRank, nopeDim, ropeDim, valueDim } = config;
+  const queryDim = heads * (nopeDim + ropeDim);
+  const down = [{ name: `${prefix}kv_a_proj_with_mqa.weight`, rows: kvLoraRank + ropeDim }];
+  if (qLoraRank !== null) down.unshift({ name: `${prefix}q_a_proj.weight`, rows: qLoraRank });
+  const expandedDim = heads * (nopeDim + valueDim);
+  return {
+    queryNorm:
+      qLoraRank === null ? undefined : weights.vector(`${prefix}q_a_layernorm.weight`, qLoraRank),
+    queryUp:
+      qLoraRank === null
+        ? weights.matrix(`${prefix}q_proj.weight`, queryDim, hiddenSize)
+        : weights.matrix(`${prefix}q_b_proj.weight`, queryDim, qLoraRank),
+    down: weights.joined(down, hiddenSize),
+    latentNorm: weights.vector(`${prefix}kv_a_layernorm.weight`, kvLoraRank),
+    output: weights.matrix(`${prefix}o_proj.weight`, hiddenSize, heads * valueDim),
+    expand: {
+      tensor: weights.plainMatrix(`${prefix}kv_b_proj.weight`, expandedDim, kvLoraRank),
+    },
+  };
+}
+
 /**
  * Multi-head Latent Attention (DeepSeek-V2, arXiv 2405.04434; model-spec sections 1.3 and 8).
  *
@@ -21,42 +52,21 @@ export interface MlaScales {
  * the expanded one (keys and values made from the latents); both give the same result.
  */
 export class Mla {
-  private readonly down: Joined; // q_a_proj, if there is one, and kv_a_proj_with_mqa
-  private readonly queryNorm: Tensor | undefined; // undefined: the query is not compressed
-  private readonly queryUp: Weight;
-  private readonly latentNorm: Tensor;
-  private readonly expand: Weight; // kv_b_proj, [heads * (nope + value), latent]
   private readonly absorbKey: Tensor; // W_UK transposed, [heads, latent, nope]
   private readonly absorbValue: Tensor; // W_UV, [heads, value, latent]
-  private readonly output: Weight;
   private readonly softmaxScale: number;
 
   /** `index` counts attentions through the whole model; it names the KV cache and the layer group. */
   constructor(
-    weights: WeightSource,
-    prefix: string,
+    private readonly taken: MlaWeights,
     private readonly config: MlaConfig,
     private readonly index: number,
     private readonly scales: MlaScales,
     softmaxFactor: number,
   ) {
-    const { hiddenSize, heads, qLoraRank, kvLoraRank, nopeDim, ropeDim, valueDim } = config;
-    const queryDim = heads * (nopeDim + ropeDim);
-    const down = [{ name: `${prefix}kv_a_proj_with_mqa.weight`, rows: kvLoraRank + ropeDim }];
-    if (qLoraRank === null) {
-      this.queryUp = weights.matrix(`${prefix}q_proj.weight`, queryDim, hiddenSize);
-    } else {
-      down.unshift({ name: `${prefix}q_a_proj.weight`, rows: qLoraRank });
-      this.queryNorm = weights.vector(`${prefix}q_a_layernorm.weight`, qLoraRank);
-      this.queryUp = weights.matrix(`${prefix}q_b_proj.weight`, queryDim, qLoraRank);
-    }
-    this.down = weights.joined(down, hiddenSize);
-    this.latentNorm = weights.vector(`${prefix}kv_a_layernorm.weight`, kvLoraRank);
-    this.output = weights.matrix(`${prefix}o_proj.weight`, hiddenSize, heads * valueDim);
-
+    const { heads, kvLoraRank, nopeDim, ropeDim, valueDim } = config;
+    const { tensor: expand } = taken.expand;
     const perHead = nopeDim + valueDim;
-    const expand = weights.plainMatrix(`${prefix}kv_b_proj.weight`, heads * perHead, kvLoraRank);
-    this.expand = { tensor: expand };
     const headStride = perHead * kvLoraRank;
     this.absorbKey = expand.view(
       expand.dtype,
@@ -92,30 +102,30 @@ export class Mla {
         out.slice(0, absorbedRows, rows),
       );
     }
-    ops.addLinear(residual, out.reshape(rows, heads * valueDim), this.output);
+    ops.addLinear(residual, out.reshape(rows, heads * valueDim), this.taken.output);
   }
 
   /** Writes the cache rows and gives the query, [rows, heads * (nope + rope)], not yet rotated. */
   private project(step: Step, attention: StepAttention, h: Tensor): Tensor {
     const { ops } = step;
-    const latents = ops.linears(h, this.down);
+    const latents = ops.linears(h, this.taken.down);
     const query = this.compressedQuery(latents);
     const from = query?.x.dim(1) ?? 0;
     ops.latentStore(
       attention.cache,
       latents.slice(1, from, latents.dim(1)),
-      this.latentNorm,
+      this.taken.latentNorm,
       step.ropeTable,
       attention.slots,
       this.config.rmsNormEps,
       this.scales.latent,
       query,
     );
-    return ops.linear(query?.x ?? h, this.queryUp);
+    return ops.linear(query?.x ?? h, this.taken.queryUp);
   }
 
   private compressedQuery(latents: Tensor): CompressedQuery | undefined {
-    const weight = this.queryNorm;
+    const weight = this.taken.queryNorm;
     if (weight === undefined) return undefined;
     return { x: latents.slice(1, 0, weight.dim(0)), weight, scale: this.scales.query };
   }
@@ -172,7 +182,7 @@ export class Mla {
     const keys = slots.dim(0);
     const rows = ops.gatherRows(cache, slots, kvLoraRank + ropeDim);
     const latents = rows.slice(1, 0, kvLoraRank);
-    const kv = ops.linear(latents, this.expand).reshape(keys, heads, nopeDim + valueDim);
+    const kv = ops.linear(latents, this.taken.expand).reshape(keys, heads, nopeDim + valueDim);
     const kRope = rows.slice(1, kvLoraRank, kvLoraRank + ropeDim);
     ops.attentionPrefill(state, q, kv, kRope, segments, this.softmaxScale, range);
   }

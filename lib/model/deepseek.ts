@@ -1,12 +1,12 @@
 import { configCaps, type Config } from '../checkpoint/config';
 import { readMlaConfig, type MlaConfig } from '../checkpoint/mla-config';
-import type { WeightSource } from '../checkpoint/weights';
-import { Experts, type ExpertsShape } from '../layers/experts';
-import { FeedForward } from '../layers/feed-forward';
-import { Mla } from '../layers/mla';
+import type { Experts, ExpertsShape } from '../layers/experts';
+import type { FeedForward } from '../layers/feed-forward';
+import type { Mla } from '../layers/mla';
 import type { RouterOptions } from '../native/ops';
 import type { Tensor } from '../native/tensor';
 import type { Step } from '../runner/step';
+import { inferenceMakers, type LayerMakers } from './layer-parts';
 import { LayerStack, type Layer } from './layer-stack';
 import type { ModelFamily, ModelPlan } from './model';
 
@@ -56,13 +56,13 @@ export const deepseek: ModelFamily = {
         if (layer >= layers && layer < layers + drafts) return 'multi-token prediction head';
         return name.endsWith('.rotary_emb.inv_freq') ? 'rotary frequencies' : undefined;
       },
-      build: (weights, softmaxFactor) =>
-        new LayerStack(
-          weights,
-          deepseek.mla,
-          deepseek.layers,
-          (layer) => new DeepseekLayer(weights, deepseek, layer, softmaxFactor),
-        ),
+      build: (weights, softmaxFactor) => {
+        const { mla } = deepseek;
+        const make = inferenceMakers(weights, mla, softmaxFactor);
+        const layer = (index: number) =>
+          new DeepseekLayer(deepseekParts(make, deepseek, index), mla.rmsNormEps);
+        return new LayerStack(weights, mla, layers, layer);
+      },
     };
   },
 };
@@ -149,47 +149,53 @@ function readSparseLayers(config: Config, layers: number): boolean[] {
   return types.map((type) => type === 'sparse');
 }
 
-class DeepseekLayer implements Layer {
-  private readonly inputNorm: Tensor;
-  private readonly postNorm: Tensor;
-  private readonly eps: number;
-  private readonly attention: Mla;
-  private readonly experts: Experts | undefined;
-  /** The dense feed-forward, or the shared expert beside the routed ones. */
-  private readonly feedForward: FeedForward | undefined;
+/** `feedForward` is the dense one, or the shared expert beside the routed ones. */
+export interface DeepseekParts<Norm, Attention, RoutedExperts, Dense> {
+  inputNorm: Norm;
+  postNorm: Norm;
+  attention: Attention;
+  experts: RoutedExperts | undefined;
+  feedForward: Dense | undefined;
+}
 
-  constructor(weights: WeightSource, config: DeepseekConfig, layer: number, softmaxFactor: number) {
-    const { mla, moe } = config;
-    const { hiddenSize } = mla;
-    const prefix = `model.layers.${layer}.`;
-    const mlp = `${prefix}mlp.`;
-    this.eps = mla.rmsNormEps;
-    this.inputNorm = weights.vector(`${prefix}input_layernorm.weight`, hiddenSize);
-    this.postNorm = weights.vector(`${prefix}post_attention_layernorm.weight`, hiddenSize);
-    const scales = { query: 1, latent: 1 };
-    this.attention = new Mla(weights, `${prefix}self_attn.`, mla, layer, scales, softmaxFactor);
-    if (moe?.sparse[layer] !== true) {
-      this.feedForward = new FeedForward(weights, mlp, hiddenSize, config.denseWidth);
-      return;
-    }
-    const bias = moe.correctionBias ? 'gate.e_score_correction_bias' : undefined;
-    this.experts = new Experts(weights, mlp, { classifier: 'gate.weight', bias }, moe.experts);
-    if (moe.sharedWidth > 0) {
-      const shared = `${mlp}shared_experts.`;
-      this.feedForward = new FeedForward(weights, shared, hiddenSize, moe.sharedWidth);
-    }
+export function deepseekParts<N, A, E, F>(
+  make: LayerMakers<N, A, E, F>,
+  { moe, denseWidth }: DeepseekConfig,
+  layer: number,
+): DeepseekParts<N, A, E, F> {
+  const prefix = `model.layers.${layer}.`;
+  const mlp = `${prefix}mlp.`;
+  const common = {
+    inputNorm: make.norm(`${prefix}input_layernorm.weight`),
+    postNorm: make.norm(`${prefix}post_attention_layernorm.weight`),
+    attention: make.attention(`${prefix}self_attn.`, layer, { query: 1, latent: 1 }),
+  };
+  if (moe?.sparse[layer] !== true) {
+    return { ...common, experts: undefined, feedForward: make.feedForward(mlp, denseWidth) };
   }
+  const bias = moe.correctionBias ? 'gate.e_score_correction_bias' : undefined;
+  const experts = make.experts(mlp, { classifier: 'gate.weight', bias }, moe.experts);
+  const { sharedWidth } = moe;
+  const shared = `${mlp}shared_experts.`;
+  const feedForward = sharedWidth > 0 ? make.feedForward(shared, sharedWidth) : undefined;
+  return { ...common, experts, feedForward };
+}
+
+class DeepseekLayer implements Layer {
+  constructor(
+    private readonly parts: DeepseekParts<Tensor, Mla, Experts, FeedForward>,
+    private readonly eps: number,
+  ) {}
 
   /** a = x + MLA(norm x);  y = a + MLP(norm a). */
   addTo(x: Tensor, step: Step): void {
     const { ops } = step;
+    const { inputNorm, postNorm, attention, experts, feedForward } = this.parts;
+    ops.arena.scope(() => attention.addTo(x, step, ops.rmsNorm(x, inputNorm, this.eps)));
     ops.arena.scope(() => {
-      this.attention.addTo(x, step, ops.rmsNorm(x, this.inputNorm, this.eps));
-    });
-    ops.arena.scope(() => {
-      const h = ops.rmsNorm(x, this.postNorm, this.eps);
-      this.experts?.addTo(x, ops, h);
-      this.feedForward?.addTo(x, ops, h);
+      const h = ops.rmsNorm(x, postNorm, this.eps);
+      experts?.addTo(x, ops, h);
+      feedForward?.addTo(x, ops, h);
     });
   }
 }

@@ -1,12 +1,11 @@
 import { configCaps, type Config } from '../checkpoint/config';
 import { readMlaConfig, type MlaConfig } from '../checkpoint/mla-config';
-import type { WeightSource } from '../checkpoint/weights';
-import { Experts, type ExpertsShape } from '../layers/experts';
-import { FeedForward } from '../layers/feed-forward';
-import { Mla, type MlaScales } from '../layers/mla';
-import type { Ops } from '../native/ops';
+import type { Experts, ExpertsShape } from '../layers/experts';
+import type { FeedForward } from '../layers/feed-forward';
+import type { Mla, MlaScales } from '../layers/mla';
 import type { Tensor } from '../native/tensor';
 import type { Step } from '../runner/step';
+import { inferenceMakers, type LayerMakers } from './layer-parts';
 import { LayerStack, type Layer } from './layer-stack';
 import type { ModelFamily, ModelPlan } from './model';
 
@@ -36,13 +35,13 @@ export const longcatFlash: ModelFamily = {
           : name.endsWith('.rotary_emb.inv_freq')
             ? 'rotary frequencies'
             : undefined,
-      build: (weights, softmaxFactor) =>
-        new LayerStack(
-          weights,
-          longcat.mla,
-          longcat.layers,
-          (layer) => new LongcatLayer(weights, longcat, layer, softmaxFactor),
-        ),
+      build: (weights, softmaxFactor) => {
+        const { mla, layers } = longcat;
+        const make = inferenceMakers(weights, mla, softmaxFactor);
+        const layer = (index: number) =>
+          new LongcatLayer(longcatParts(make, longcat, index), mla.rmsNormEps);
+        return new LayerStack(weights, mla, layers, layer);
+      },
     };
   },
 };
@@ -108,37 +107,40 @@ function checkFixed(config: Config): void {
   }
 }
 
-/** Two attentions and two feed-forwards; the experts branch off after the first attention. */
-class LongcatLayer implements Layer {
-  private readonly eps: number;
-  private readonly inputNorms: Tensor[];
-  private readonly postNorms: Tensor[];
-  private readonly attentions: Mla[];
-  private readonly feedForwards: FeedForward[];
-  private readonly experts: Experts;
+/** Two attentions and two feed-forwards, each behind a norm; the experts branch off after the first attention. */
+export interface LongcatParts<Norm, Attention, RoutedExperts, Dense> {
+  inputNorms: readonly [Norm, Norm];
+  postNorms: readonly [Norm, Norm];
+  attentions: readonly [Attention, Attention];
+  feedForwards: readonly [Dense, Dense];
+  experts: RoutedExperts;
+}
 
-  constructor(weights: WeightSource, config: LongcatConfig, layer: number, softmaxFactor: number) {
-    const { mla, feedForwardWidth, experts, scales } = config;
-    const prefix = `model.layers.${layer}.`;
-    const twice = <T>(make: (i: number) => T): T[] => [make(0), make(1)];
-    const norm = (name: string) =>
-      twice((i) => weights.vector(`${prefix}${name}.${i}.weight`, mla.hiddenSize));
-    this.eps = mla.rmsNormEps;
-    this.inputNorms = norm('input_layernorm');
-    this.postNorms = norm('post_attention_layernorm');
-    this.attentions = twice(
-      (i) =>
-        new Mla(weights, `${prefix}self_attn.${i}.`, mla, 2 * layer + i, scales, softmaxFactor),
-    );
-    this.feedForwards = twice(
-      (i) => new FeedForward(weights, `${prefix}mlps.${i}.`, mla.hiddenSize, feedForwardWidth),
-    );
-    const router = {
-      classifier: 'router.classifier.weight',
-      bias: 'router.e_score_correction_bias',
-    };
-    this.experts = new Experts(weights, `${prefix}mlp.`, router, experts);
-  }
+export function longcatParts<N, A, E, F>(
+  make: LayerMakers<N, A, E, F>,
+  { feedForwardWidth, experts, scales }: LongcatConfig,
+  layer: number,
+): LongcatParts<N, A, E, F> {
+  const prefix = `model.layers.${layer}.`;
+  const twice = <T>(part: (i: number) => T) => [part(0), part(1)] as const;
+  const router = {
+    classifier: 'router.classifier.weight',
+    bias: 'router.e_score_correction_bias',
+  };
+  return {
+    inputNorms: twice((i) => make.norm(`${prefix}input_layernorm.${i}.weight`)),
+    postNorms: twice((i) => make.norm(`${prefix}post_attention_layernorm.${i}.weight`)),
+    attentions: twice((i) => make.attention(`${prefix}self_attn.${i}.`, 2 * layer + i, scales)),
+    feedForwards: twice((i) => make.feedForward(`${prefix}mlps.${i}.`, feedForwardWidth)),
+    experts: make.experts(`${prefix}mlp.`, router, experts),
+  };
+}
+
+class LongcatLayer implements Layer {
+  constructor(
+    private readonly parts: LongcatParts<Tensor, Mla, Experts, FeedForward>,
+    private readonly eps: number,
+  ) {}
 
   /**
    *     a = x + MLA_0(norm x);  n = norm a;  b = a + FFN_0(n)
@@ -146,23 +148,20 @@ class LongcatLayer implements Layer {
    */
   addTo(x: Tensor, step: Step): void {
     const { ops } = step;
+    const { postNorms, feedForwards, experts } = this.parts;
     ops.arena.scope(() => {
       this.attend(0, x, step);
-      const n = this.norm(this.postNorms, 0, x, ops);
-      this.feedForwards[0]?.addTo(x, ops, n);
+      const n = ops.rmsNorm(x, postNorms[0], this.eps);
+      feedForwards[0].addTo(x, ops, n);
       this.attend(1, x, step);
-      this.feedForwards[1]?.addTo(x, ops, this.norm(this.postNorms, 1, x, ops));
-      this.experts.addTo(x, ops, n);
+      feedForwards[1].addTo(x, ops, ops.rmsNorm(x, postNorms[1], this.eps));
+      experts.addTo(x, ops, n);
     });
   }
 
-  private attend(i: number, x: Tensor, step: Step): void {
-    step.ops.arena.scope(() => {
-      this.attentions[i]?.addTo(x, step, this.norm(this.inputNorms, i, x, step.ops));
-    });
-  }
-
-  private norm(weights: Tensor[], i: number, x: Tensor, ops: Ops): Tensor {
-    return ops.rmsNorm(x, weights[i] as Tensor, this.eps);
+  private attend(i: 0 | 1, x: Tensor, step: Step): void {
+    const { attentions, inputNorms } = this.parts;
+    const { ops } = step;
+    ops.arena.scope(() => attentions[i].addTo(x, step, ops.rmsNorm(x, inputNorms[i], this.eps)));
   }
 }

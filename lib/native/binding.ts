@@ -114,6 +114,8 @@ export interface NativeDevice {
 export interface Addon {
   Device: new (kind: DeviceKind) => NativeDevice;
   probeDevices(): NativeDeviceInfo[];
+  /** What this process has got of malloc, and what malloc keeps of the memory that was freed. */
+  mallocBytes(): { used: number; unused: number };
   cuda: boolean;
 }
 

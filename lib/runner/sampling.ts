@@ -73,7 +73,7 @@ export interface GenerationDefaults {
 }
 
 const defaultMaxNewTokens = 256;
-const maxSamples = 64;
+export const maxSamples = 64;
 const maxStopStrings = 16;
 const maxAlternatives = 20;
 

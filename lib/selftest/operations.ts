@@ -34,7 +34,7 @@ import { swigluGradient } from './cases/swiglu-gradient';
 
 export type AnyOperation = OperationCases<{ name: string }, HostTensors>;
 
-/** Those of the reverse pass and of training. */
+/** What training needs besides attention, and how it is tried. */
 export const gradientOperations: readonly AnyOperation[] = [
   linearInputGradient,
   linearWeightGradient,

@@ -12,6 +12,8 @@ export interface TrainOptions {
   attention?: 'auto' | 'full' | undefined;
   /** Tokens of a sequence (default 4,096, or the model's positions if those are fewer). */
   sequenceLength?: number | undefined;
+  /** Stretches the model's positions by YaRN, here and in the config that is written. */
+  yarnFactor?: number | undefined;
   /** Optimiser steps (default 200), and sequences of a step (default 8). */
   steps?: number | undefined;
   batch?: number | undefined;
@@ -21,6 +23,11 @@ export interface TrainOptions {
   weightDecay?: number | undefined;
   /** The norm that the gradient is brought down to (default 1); 0 leaves it. */
   clip?: number | undefined;
+  /**
+   * What the correction biases of routers change by after each step, so that the loads of experts come
+   * together (default 0: not at all). DeepSeek-V3 was trained with 0.001.
+   */
+  balanceRate?: number | undefined;
   /** Decides the order of the data (default 0). */
   seed?: number | undefined;
   /** Which tokens count (default 'all'); 'auto': answers if the data have any. */
@@ -46,20 +53,26 @@ export type TrainProgress =
       /** Norm of the gradient before it was clipped. */
       norm: number;
       learningRate: number;
+      /** With `balanceRate`: times the mean load that the busiest expert had, in the mean of layers. */
+      busiest: number | undefined;
     }
   | { phase: 'saving'; step: number };
 
 export type ResolvedTrainOptions = {
-  [Key in Exclude<keyof TrainOptions, 'signal' | 'onProgress'>]-?: Exclude<
+  [Key in Exclude<keyof TrainOptions, 'signal' | 'onProgress' | 'yarnFactor'>]-?: Exclude<
     TrainOptions[Key],
     undefined
   >;
-} & { signal: AbortSignal | undefined; onProgress: (progress: TrainProgress) => void };
+} & {
+  yarnFactor: number | undefined;
+  signal: AbortSignal | undefined;
+  onProgress: (progress: TrainProgress) => void;
+};
 
 const names = [
   ...['data', 'out', 'attention', 'sequenceLength', 'steps', 'batch', 'learningRate'],
   ...['weightDecay', 'clip', 'seed', 'lossOn', 'saveEvery', 'device', 'dtype', 'signal'],
-  'onProgress',
+  ...['onProgress', 'yarnFactor', 'balanceRate'],
 ];
 
 /** Fills in the defaults. Throws ERR_LOZA_INVALID_ARG with the option's name. */
@@ -77,11 +90,13 @@ export function resolveTrainOptions(
     out: folder(options.out),
     attention: choice('attention', options.attention, ['auto', 'full']),
     sequenceLength: whole('sequenceLength', sequenceLength, 2, maxPosition),
+    yarnFactor: options.yarnFactor,
     steps: whole('steps', options.steps ?? 200, 1, many),
     batch: whole('batch', options.batch ?? 8, 1, many),
     learningRate: real('learningRate', options.learningRate ?? 1e-4, 0, 1),
     weightDecay: real('weightDecay', options.weightDecay ?? 0.1, 0, 1e3),
     clip: real('clip', options.clip ?? 1, 0, 1e9),
+    balanceRate: real('balanceRate', options.balanceRate ?? 0, 0, 1),
     seed: whole('seed', options.seed ?? 0, 0, Number.MAX_SAFE_INTEGER),
     lossOn: choice('lossOn', options.lossOn, ['all', 'answers', 'auto']),
     saveEvery: whole('saveEvery', options.saveEvery ?? 100, 1, many),

@@ -185,10 +185,16 @@ export function trainingBytes(
   return { weights: elements * (4 + copy), optimizer: elements * 12 };
 }
 
+/** @throws LozaError ERR_LOZA_UNSUPPORTED for a checkpoint with quantised weights. */
+export function checkTrainable({ tensors }: Pick<Checkpoint, 'tensors'>): void {
+  for (const entry of tensors.values()) if (entry.dtype.startsWith('F8')) storedType(entry);
+}
+
 function storedType({ name, dtype }: TensorEntry): WrittenDtype {
   if (dtype === 'F32' || dtype === 'BF16') return dtype;
   const problem = `${name} has dtype ${dtype}; F32 and BF16 can be trained`;
-  throw new LozaError('ERR_LOZA_UNSUPPORTED', problem, { value: dtype });
+  const hint = 'Convert the checkpoint to bfloat16; calibrate takes it as it is';
+  throw new LozaError('ERR_LOZA_UNSUPPORTED', problem, { value: dtype, hint });
 }
 
 async function readTensor(entry: TensorEntry): Promise<Float32Array> {

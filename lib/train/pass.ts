@@ -32,6 +32,8 @@ export interface Pass {
   attention(index: number): AttentionMode;
   /** Where the gradient of a weight is added up, f32 of its shape; undefined: it is frozen. */
   gradientOf(weight: Tensor): Tensor | undefined;
+  /** Is told, on the way back, of every router with a correction bias, and of its experts' rows. */
+  routed?: ((bias: Tensor, starts: Tensor) => void) | undefined;
 }
 
 /** dw += dyᵀ x of matrices that share x and are not frozen; dy is [rows, sum of n]. */

@@ -1,5 +1,7 @@
+import type { Checkpoint } from '../checkpoint/checkpoint';
+import { checkScales } from '../checkpoint/scales';
 import { WeightLoader, type WeightSource } from '../checkpoint/weights';
-import { LozaError, throwIfAborted } from '../errors';
+import { throwIfAborted } from '../errors';
 import {
   computeType,
   chooseDevice,
@@ -14,7 +16,7 @@ import type { NativeDeviceInfo } from '../native/binding';
 import { Device } from '../native/device';
 import { GradientOps } from '../native/gradient-ops';
 import { Ops } from '../native/ops';
-import type { DType } from '../native/tensor';
+import { bytesPerElement, type DType } from '../native/tensor';
 import type { RopeAngles } from '../runner/step';
 import { buildTrainable, type TrainableModel } from './model/trainable-model';
 
@@ -49,24 +51,18 @@ export interface OpenDevice {
 }
 
 /**
- * The plan of a checkpoint with full attention everywhere, or as it says.
+ * The plan of a checkpoint with full attention everywhere, or as it says; `yarnFactor` stretches its
+ * positions.
  *
- * @throws LozaError as `planLoad`, and ERR_LOZA_UNSUPPORTED for quantised weights.
+ * @throws LozaError as `planLoad`.
  */
-export async function planTraining(
+export function planTraining(
   dir: string,
   attention: 'full' | 'auto',
   signal: AbortSignal | undefined,
+  yarnFactor?: number,
 ): Promise<LoadPlan> {
-  const rope = { yarnFactor: undefined, exactAngles: false };
-  const plan = await planLoad(dir, { attention, rope, signal });
-  const quantised = [...plan.checkpoint.tensors.values()].find(({ dtype }) => dtype === 'F8_E4M3');
-  if (quantised === undefined) return plan;
-  const problem = `${dir}: ${quantised.name} is quantised (F8_E4M3), which has no gradient`;
-  throw new LozaError('ERR_LOZA_UNSUPPORTED', problem, {
-    value: quantised.dtype,
-    hint: 'Use the checkpoint in bfloat16',
-  });
+  return planLoad(dir, { attention, rope: { yarnFactor, exactAngles: false }, signal });
 }
 
 export function openDevice(plan: LoadPlan, options: SessionOptions): OpenDevice {
@@ -99,14 +95,24 @@ export async function openSession(
   }
 }
 
-/** Weights as inference has them: nothing of them is trained. */
+/** Weights as inference has them, but never quantised: nothing of them is trained. */
 function frozenWeights({ checkpoint }: LoadPlan, device: Device, ops: Ops): SessionWeights {
-  const loader = new WeightLoader(checkpoint, device, ops);
+  const loader = new WeightLoader(checkpoint, device, ops, { dequantise: true });
   return {
     source: loader,
     async load({ signal, onLoad }) {
+      await checkScales(checkpoint, signal);
       await copyWeights(loader, ops, { signal, onProgress: onLoad });
       loader.finish();
     },
   };
+}
+
+/** Bytes of the weights of a checkpoint that is frozen, at the most. */
+export function frozenBytes({ tensors }: Pick<Checkpoint, 'tensors'>, activation: DType): number {
+  let total = 0;
+  for (const { dtype, begin, end } of tensors.values()) {
+    total += (end - begin) * (dtype === 'F8_E4M3' ? bytesPerElement[activation] : 1);
+  }
+  return total;
 }

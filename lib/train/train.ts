@@ -1,6 +1,3 @@
-import { readFile } from 'node:fs/promises';
-import { join } from 'node:path';
-
 import { readSafetensorsHeader } from '../checkpoint/safetensors';
 import { LozaError, throwIfAborted } from '../errors';
 import type { LoadPlan } from '../load-model';
@@ -16,12 +13,14 @@ import { planMemory, reserve } from './memory-plan';
 import type { TrainableModel } from './model/trainable-model';
 import { nextTokenLoss } from './objectives';
 import { resolveTrainOptions, type ResolvedTrainOptions, type TrainOptions } from './options';
-import { TrainableWeights, trainingBytes } from './parameters';
+import { checkTrainable, TrainableWeights, trainingBytes } from './parameters';
 import { zeros, type AttentionMode, type Pass } from './pass';
+import { RouterBalance } from './router-balance';
 import { RunFolder } from './run-folder';
 import { learningRate } from './schedule';
 import { openDevice, openSession, planTraining, type Session } from './session';
 import { untilAborted } from './until-aborted';
+import { writeConfig } from './write-config';
 
 /** What came of a training: the content of training.json. */
 export interface TrainingReport {
@@ -53,7 +52,9 @@ const eps = 1e-8;
  * ERR_LOZA_OUT_OF_MEMORY with the memory that is needed, ERR_LOZA_ABORTED, and those of loading.
  */
 export async function train(dir: string, options: TrainOptions): Promise<TrainingReport> {
-  const plan = await planTraining(dir, options.attention ?? 'auto', options.signal);
+  const { attention = 'auto', yarnFactor } = options;
+  const plan = await planTraining(dir, attention, options.signal, yarnFactor);
+  checkTrainable(plan.checkpoint);
   const resolved = resolveTrainOptions(options, plan.maxPosition);
   const { signal, onProgress, steps, batch } = resolved;
   const data = await loadData(plan, { ...resolved, enough: steps * batch }, onProgress);
@@ -69,7 +70,7 @@ export async function train(dir: string, options: TrainOptions): Promise<Trainin
       ...trainingBytes(plan.checkpoint, device.activation),
       sequencesAtOnce: saved?.sequencesAtOnce,
       round: (model, grads, angles, hostBatch) =>
-        void enqueueRound({ plan, model, grads, angles }, hostBatch, 1, () => undefined),
+        void enqueueRound({ plan, model, grads, angles }, hostBatch, 1, frozen),
     });
     const { sequences, tokens, targets, hash } = data;
     const counts = { sequences: sequences.length, tokens, targets };
@@ -84,6 +85,7 @@ export async function train(dir: string, options: TrainOptions): Promise<Trainin
     reserve(session.grads, memory);
     const state = saved ?? { sequencesAtOnce: memory.sequencesAtOnce, losses: [] };
     const trainable = weights as TrainableWeights;
+    checkBalance(resolved, trainable);
     if (saved !== undefined) await trainable.readState(folder.stateFile);
     const told = { ...decisiveOptions(resolved), lossOn: data.lossOn };
     const run = new Training(session, trainable, sequences, resolved, folder, state);
@@ -92,6 +94,14 @@ export async function train(dir: string, options: TrainOptions): Promise<Trainin
   } finally {
     opened.device.close();
   }
+}
+
+function checkBalance({ balanceRate }: ResolvedTrainOptions, { parameters }: TrainableWeights) {
+  if (balanceRate === 0 || parameters.some(({ training }) => training === undefined)) return;
+  throw new LozaError('ERR_LOZA_INVALID_ARG', 'The routers of this model have no correction bias', {
+    value: balanceRate,
+    hint: 'Leave balanceRate out',
+  });
 }
 
 async function readSaved(folder: RunFolder): Promise<TrainState | undefined> {
@@ -108,9 +118,9 @@ async function readSaved(folder: RunFolder): Promise<TrainState | undefined> {
 
 function decisiveOptions(options: ResolvedTrainOptions): Record<string, unknown> {
   const { attention, sequenceLength, steps, batch, learningRate, weightDecay } = options;
-  const { clip, seed, lossOn } = options;
-  const optimizer = { learningRate, weightDecay, clip };
-  return { attention, sequenceLength, steps, batch, ...optimizer, seed, lossOn };
+  const { clip, seed, lossOn, yarnFactor, balanceRate } = options;
+  const optimizer = { learningRate, weightDecay, clip, balanceRate };
+  return { attention, sequenceLength, yarnFactor, steps, batch, ...optimizer, seed, lossOn };
 }
 
 /** Enqueues the loss of one round, forward and back: f32 [labelled]. */
@@ -118,13 +128,13 @@ function enqueueRound(
   { plan, model, grads, angles }: Rounds,
   batch: HostBatch,
   weight: number,
-  gradientOf: Pass['gradientOf'],
+  { gradientOf, routed }: Pick<Pass, 'gradientOf' | 'routed'>,
 ): Tensor {
   const { ops } = grads;
   const loss = ops.float(batch.labelled.length);
   ops.arena.scope(() => {
     const attention = attentionModes(plan);
-    const pass: Pass = { ...uploadBatch(grads, batch, angles), attention, gradientOf };
+    const pass: Pass = { ...uploadBatch(grads, batch, angles), attention, gradientOf, routed };
     const labels = uploadLabels(grads, batch, weight);
     const kept: Tensor[][] = [];
     const [x] = model.forward([pass], kept) as [Tensor];
@@ -147,9 +157,13 @@ function attentionModes({ pattern }: LoadPlan): (index: number) => AttentionMode
     pattern?.layerType[index] === '1' ? { kind: 'streaming', range: pattern } : { kind: 'full' };
 }
 
+/** Nothing is trained: what is left is what takes memory. */
+const frozen = { gradientOf: () => undefined };
+
 /** One run of training, from wherever it stands to its end. */
 class Training {
   private readonly order: SequenceOrder;
+  private readonly balance: RouterBalance | undefined;
 
   constructor(
     private readonly session: Session,
@@ -160,6 +174,9 @@ class Training {
     private readonly state: TrainState,
   ) {
     this.order = new SequenceOrder(sequences.length, options.batch, options.seed);
+    const { balanceRate } = options;
+    const { stream } = session.grads.ops;
+    if (balanceRate > 0) this.balance = new RouterBalance(stream, balanceRate);
   }
 
   async finish(about: Omit<TrainingReport, 'losses'>): Promise<TrainingReport> {
@@ -168,9 +185,9 @@ class Training {
     const { losses } = state;
     for (let step = losses.length; step < steps; step++) {
       const rate = learningRate(step, steps, options.learningRate);
-      const { loss, norm } = await this.step(step, rate);
-      losses.push(loss);
-      onProgress({ phase: 'training', step: step + 1, steps, loss, norm, learningRate: rate });
+      const result = await this.step(step, rate);
+      losses.push(result.loss);
+      onProgress({ phase: 'training', step: step + 1, steps, ...result, learningRate: rate });
       if ((step + 1) % saveEvery === 0 && step + 1 < steps) await this.save(step + 1);
     }
     await this.save(steps);
@@ -180,8 +197,8 @@ class Training {
     return report;
   }
 
-  private async step(step: number, rate: number): Promise<{ loss: number; norm: number }> {
-    const { weights, session, options } = this;
+  private async step(step: number, rate: number) {
+    const { weights, session, options, balance } = this;
     const { ops } = session.grads;
     const { signal } = options;
     const batches = this.batches(step);
@@ -191,8 +208,9 @@ class Training {
     for (const batch of batches) {
       throwIfAborted(signal);
       const gradientOf = (weight: Tensor) => weights.gradientOf(weight);
+      const routed = balance && ((bias: Tensor, starts: Tensor) => balance.note(bias, starts));
       const read = ops.arena.scope(() =>
-        ops.stream.readFloats(enqueueRound(session, batch, 1 / labelled, gradientOf)),
+        ops.stream.readFloats(enqueueRound(session, batch, 1 / labelled, { gradientOf, routed })),
       );
       for (const value of await untilAborted(read, signal)) loss += value;
     }
@@ -200,7 +218,7 @@ class Training {
     const read = ops.arena.scope(() => ops.stream.readFloats(this.enqueueUpdate(step, rate)));
     const [norm = NaN] = await untilAborted(read, signal);
     if (!Number.isFinite(norm)) throw diverged(step, norm);
-    return { loss, norm };
+    return { loss, norm, busiest: await balance?.update() };
   }
 
   private enqueueUpdate(step: number, rate: number): Tensor {
@@ -238,10 +256,9 @@ class Training {
     const { folder, weights, state, options } = this;
     options.onProgress({ phase: 'saving', step });
     await weights.writeState(folder.stateFile, folder.stamp(state));
-    const { checkpoint } = this.session.plan;
-    await folder.copyCompanions(checkpoint);
-    const config = await readFile(join(checkpoint.dir, 'config.json'), 'utf8');
-    await writeAtomically(folder.file('config.json'), config);
+    const { plan } = this.session;
+    await folder.copyCompanions(plan.checkpoint);
+    await writeConfig(folder, plan);
     await weights.writeCheckpoint(folder.file('model.safetensors'));
   }
 }

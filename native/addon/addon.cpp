@@ -1,4 +1,5 @@
 // The addon's exports.
+#include <malloc.h>
 #include <napi.h>
 
 #include "addon/environment.h"
@@ -26,6 +27,19 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
   return list;
 }
 
+// mallocBytes(): what was got of malloc, and what it keeps of the memory that was freed
+Napi::Value malloc_bytes(const Napi::CallbackInfo& info) {
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+  // Not mallinfo2, which glibc has since 2.33. The fields of this one are those modulo 2^32.
+  const struct mallinfo all = mallinfo();
+#pragma GCC diagnostic pop
+  const auto bytes = Napi::Object::New(info.Env());
+  bytes.Set("used", static_cast<uint32_t>(all.uordblks) + static_cast<uint32_t>(all.hblkhd));
+  bytes.Set("unused", static_cast<uint32_t>(all.fordblks));
+  return bytes;
+}
+
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   auto environment = std::make_unique<Environment>(env);
   environment->arena_class = Napi::Persistent(ArenaWrap::define(env));
@@ -35,6 +49,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
 
   exports.Set("Device", DeviceWrap::define(env));
   exports.Set("probeDevices", Napi::Function::New(env, probe, "probeDevices"));
+  exports.Set("mallocBytes", Napi::Function::New(env, malloc_bytes, "mallocBytes"));
 #ifdef LOZA_HAVE_CUDA
   exports.Set("cuda", true);
 #else

@@ -119,7 +119,7 @@ test('depths of real weights are computed, and the tokens are those of the seed'
   const options = { limits: undefined, attention: false, run: only };
   const { gate, arms: results } = await compareArms(tiny, arms, depth, options);
   expect(gate).toEqual({ passed: true, problems: [], similarity: undefined });
-  expect(results[0]?.layerType).toBe('00110011');
+  expect(results[0]?.layerType).toBe('11001100');
   const [row] = benchRows({ gate, arms: results }, origin);
   expect(row).toMatchObject({ attention_share: null, roofline_share: null, speedup: null });
 }, 30_000);
@@ -151,7 +151,7 @@ describe('arms', () => {
     const configured = await plan(tiny, {});
     const paper = { sinkBlocks: 1, localBlocks: 7 };
     expect(armAttention('full', configured)).toBe('full');
-    expect(armAttention('loza', configured)).toEqual({ layerType: '00110011', ...paper });
+    expect(armAttention('loza', configured)).toEqual({ layerType: '11001100', ...paper });
     expect(armAttention('loza', configured, { localBlocks: 3 })).toMatchObject({
       ...{ sinkBlocks: 1, localBlocks: 3 },
     });

@@ -8,6 +8,7 @@ import type { Session } from '../../lib/train/session';
 import { forEachDeviceKind } from '../support/devices';
 import { goldenDir } from '../support/goldens';
 import {
+  meanLoss,
   mixGradient,
   openFrozen,
   randomBatch,
@@ -155,15 +156,4 @@ for (const name of families) {
       );
     });
   });
-}
-
-function meanLoss(logits: Float32Array, targets: Int32Array, vocabulary: number): number {
-  let sum = 0;
-  targets.forEach((target, i) => {
-    const row = logits.subarray(i * vocabulary, (i + 1) * vocabulary);
-    const most = Math.max(...row);
-    const all = row.reduce((total, logit) => total + Math.exp(logit - most), 0);
-    sum += Math.log(all) + most - row[target]!;
-  });
-  return sum / targets.length;
 }

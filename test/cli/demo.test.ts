@@ -26,7 +26,7 @@ describeCli('loza demo', () => {
     expect(promptTokens - keyToken).toBeGreaterThan(1024);
     const [full, zigzag, streaming] = runs;
     expect(full).toMatchObject({ attention: 'full', answer: key, right: true });
-    expect(zigzag).toMatchObject({ layerType: '00110011', answer: key, right: true });
+    expect(zigzag).toMatchObject({ layerType: '11001100', answer: key, right: true });
     expect(streaming).toMatchObject({ layerType: '11111111', right: false });
     expect(streaming!.answer).not.toBe(key);
     expect(full!.kvResidentBytes).toBe(full!.kvFullBytes);
@@ -37,7 +37,7 @@ describeCli('loza demo', () => {
   test('an interrupt ends it with exit code 130, quietly', async () => {
     const { code, stdout, stderr } = await loza(['demo'], { signal: 'SIGINT' });
     expect({ code, stderr }).toEqual({ code: 130, stderr: '' });
-    expect(stdout).toContain('LoZA           ●●○○●●○○');
+    expect(stdout).toContain('LoZA           ○○●●○○●●');
     expect(Math.max(...stdout.split('\n').map((line) => line.length))).toBeLessThanOrEqual(100);
   });
 });

@@ -76,6 +76,21 @@ describeCli('loza generate', () => {
     await expectFailure(args, /--logprobs needs --json/);
   });
 
+  test('--samples: each is what its seed gives alone', async () => {
+    const args = ['generate', tiny, prompt, '-n', '6', '-t', '0.9'];
+    const several = [...args, '--seed', '7', '--samples', '3'];
+    type Samples = { samples: GenerateObject[] };
+    const { samples } = await lozaJson<Samples>([...several, '--logprobs', '2']);
+    expect(samples.map(({ seed }) => seed)).toEqual([7, 8, 9]);
+    for (const { alternatives } of samples) expect(alternatives).toHaveLength(6);
+    const alone = await lozaJson<GenerateObject>([...args, '--seed', '9']);
+    expect(samples[2]?.tokens).toEqual(alone.tokens);
+    const { stdout, code } = await loza(several);
+    const texts = samples.map(({ text, seed }, i) => `[${i + 1} · seed ${seed}]\n${text}\n\n`);
+    expect({ stdout, code }).toEqual({ stdout: texts.join(''), code: 0 });
+    await expectFailure([...args, '--samples', '0'], /whole number.*1 to 64/);
+  });
+
   test('--stop and --stop-token-id end the text, each as often as given', async () => {
     const args = ['generate', tiny, prompt, '-n', '12'];
     const { text, tokens } = await lozaJson<GenerateObject>(args);

@@ -60,7 +60,7 @@ describeCli('loza inspect', () => {
 
   test('draws the pattern and marks lengths beyond the positions', async () => {
     const { stdout } = await loza(['inspect', tiny]);
-    expect(stdout).toContain('full       ●●╮  ╭●●╮\nstreaming    ╰○○╯  ╰○○');
+    expect(stdout).toContain('full         ╭●●╮  ╭●●\nstreaming  ○○╯  ╰○○╯');
     expect(stdout).toMatch(/^ +8K {2,}72\.0 MiB +40\.5 MiB +44%$/m);
     expect(stdout).toMatch(/^ +32K\* /m);
     expect(stdout).toContain("beyond the model's 8,192 positions");
@@ -68,7 +68,7 @@ describeCli('loza inspect', () => {
 
   test('--json holds the same facts', async () => {
     const object = await lozaJson<InspectObject>(['inspect', tiny], noAddon);
-    expect(object).toMatchObject({ dir: tiny, files: 2, model: { layerType: '00110011' } });
+    expect(object).toMatchObject({ dir: tiny, files: 2, model: { layerType: '11001100' } });
     expect(object.weights.map(({ dtype }) => dtype)).toEqual(['BF16', 'F32']);
     expect(object.kv.map(({ tokens }) => tokens / 1024)).toEqual([8, 32, 128, 256, 1024]);
     expect(object.kv.map(({ beyond }) => beyond)).toEqual([false, true, true, true, true]);

@@ -1,5 +1,6 @@
 import path from 'node:path';
 
+import { pathNames } from '../../lib/cli/verify-paths';
 import { readSafetensorsHeader } from '../../lib/checkpoint/safetensors';
 import { tempFolder } from '../support/temp-folder';
 import { describeCli, expectFailure, golden, loza, lozaJson, readFiles } from './cli';
@@ -8,6 +9,7 @@ interface VerifyObject {
   metric: string;
   prompts: { name: string; maxError: number; cosine: number; passed: boolean }[];
   batches: { batch: number; greedy: { equal: number }; sameBits: boolean; passed: boolean }[];
+  paths: { path: string; greedy: { equal: number; expected: number }; passed: boolean }[];
   passed: boolean;
 }
 
@@ -66,6 +68,18 @@ describeCli('loza verify', () => {
     expect(code).toBe(0);
     expect(stdout).toMatch(/^ +20 +24 of 24 +same bits +PASS$/m);
     await expectFailure([...flags.slice(0, -1), '0'], /whole number/);
+  });
+
+  test('--paths answers on every path, and tells which', async () => {
+    const flags = ['verify', golden('glm4-moe-lite'), '--device', 'cpu', '--paths'];
+    const { paths, passed } = await lozaJson<VerifyObject>(flags);
+    expect(paths.map(({ path }) => path)).toEqual(pathNames);
+    for (const { path, greedy, passed } of paths) {
+      expect({ path, passed, equal: greedy.equal }).toEqual({
+        ...{ path, passed: true, equal: greedy.expected },
+      });
+    }
+    expect(passed).toBe(true);
   });
 
   test('another attention than the one that was expected is a mismatch', async () => {

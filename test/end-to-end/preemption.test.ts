@@ -1,11 +1,11 @@
 import path from 'node:path';
 import { Engine } from '../../lib/engine/engine';
-import { GenerateJob, type GenerateResult } from '../../lib/engine/generate-job';
+import type { GenerateResult } from '../../lib/engine/generate-job';
 import { ScoreJob } from '../../lib/engine/score-job';
 import { loadModel, type LoadedModel } from '../../lib/load-model';
 import { resolveLoadOptions } from '../../lib/load-options';
-import { normalizeGenerateOptions } from '../../lib/runner/sampling';
 import { Random } from '../../lib/selftest/random';
+import { generateOn } from '../support/engine-requests';
 import { goldenDir } from '../support/goldens';
 import { randomTokens } from '../support/prompts';
 
@@ -34,15 +34,8 @@ class Requests {
 
   run([prompt, maxNewTokens, temperature]: Request, seed: number): Promise<GenerateResult> {
     const { vocabSize } = this;
-    const options = { maxNewTokens, temperature, seed, ignoreEos: true };
-    const defaults = { temperature: 0, topK: 0, topP: 1, repetitionPenalty: 1, eosIds: [] };
-    const params = normalizeGenerateOptions(options, { ...defaults, vocabSize });
     const tokens = Int32Array.from(randomTokens(prompt, vocabSize, seed));
-    return new Promise((onDone, onError) => {
-      const listener = { onPart: () => {}, onDone, onError };
-      const job = new GenerateJob(tokens, params, maxNewTokens, listener, vocabSize, undefined);
-      this.engine.submit(job);
-    });
+    return generateOn(this.engine, tokens, vocabSize, { maxNewTokens, temperature, seed });
   }
 
   /** Each on its own, then all together. */

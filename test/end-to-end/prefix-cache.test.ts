@@ -67,6 +67,18 @@ test('where two prompts have parted in the middle, a third goes on', async () =>
   }
 });
 
+test('prompts that come together are read once where they begin alike', async () => {
+  await using model = await load();
+  const prompts = [0, 0, 1, 2].map((kind) => text(1400, kind, 900));
+  const answer = (prompt: Int32Array) => model.generate(prompt, greedy).result();
+  const results = await Promise.all(prompts.map(answer));
+  expect(results.map(cached)).toEqual([0, 1280, 896, 896]);
+  for (const [i, prompt] of prompts.entries()) {
+    expect(bits(results[i]!)).toEqual(await expected(prompt));
+  }
+  expect(model.memory.kv.full.resident + model.memory.kv.streaming.resident).toBe(0);
+});
+
 test('the next turn goes on from what was generated', async () => {
   await using model = await load();
   const first = await model.generate(text(1200), { ...greedy, maxNewTokens: 150 }).result();

@@ -66,6 +66,47 @@ describe.each([true, false])('with prefixCache: %p', (prefixCache) => {
     expect(model.memory.kv.full.resident).toBe(0);
   });
 
+  test.each([
+    ['what was just said', 10],
+    ['less than a window', 300],
+    ['most of it', 1100],
+    ['all of it', Infinity],
+  ])('goes back: %s', async (_, back) => {
+    await using model = await loadGolden({ prefixCache });
+    const session = model.createSession();
+    const said = Array.from(text(1200, 1));
+    const history = said.concat(
+      Array.from((await session.generate(said, options).result()).tokens),
+    );
+    const held = model.memory.kv.full.resident;
+    const length = Math.max(0, history.length - back);
+    session.truncate(length);
+    expect(session.length).toBe(length);
+    expect(session.tokens).toBeLessThanOrEqual(length);
+    if (back > 128) expect(model.memory.kv.full.resident).toBeLessThan(held);
+    const asked = history.slice(0, length).concat(Array.from(text(40, 3)));
+    const { tokens, usage } = await session.generate(text(40, 3), options).result();
+    expect(Array.from(tokens)).toEqual(await continued(asked));
+    expect(session.length).toBe(asked.length + tokens.length);
+    if (back === 10) expect(usage.cachedTokens).toBe(length);
+    session.close();
+    expect(model.memory.kv.full.resident).toBe(0);
+  });
+
+  test('a fork is not cut with the session that it came from', async () => {
+    await using model = await loadGolden({ prefixCache });
+    await using session = model.createSession();
+    const history = Array.from(text(500, 1));
+    history.push(...(await session.generate(history, options).result()).tokens);
+    await using fork = session.fork();
+    session.truncate(100);
+    const answers = await Promise.all(
+      [session, fork].map((one) => one.generate([1, 2, 3], options).result()),
+    );
+    const asked = [history.slice(0, 100), history].map((before) => continued([...before, 1, 2, 3]));
+    expect(answers.map(({ tokens }) => Array.from(tokens))).toEqual(await Promise.all(asked));
+  });
+
   test('others may take its blocks; then it reads its history again', async () => {
     await using model = await loadGolden({ prefixCache, maxTokens: 2048, maxSequences: 2 });
     const session = model.createSession();
@@ -98,6 +139,23 @@ test('a chat: messages, answers and usage add up', async () => {
     expect(session.usage).toEqual(totals);
   }
   expect(totals.cachedTokens).toBeGreaterThan(totals.promptTokens / 3);
+});
+
+test('a chat goes back, and the last turn is said in other words', async () => {
+  const ask = { maxNewTokens: 8 };
+  await using session = tiny.createSession({ system: 'Answer briefly.' });
+  await session.generate('Who are you?', ask).result();
+  const before = session.messages;
+  await session.generate('Where do you live?', ask).result();
+  session.truncate(session.length - 2);
+  expect(session.messages).toEqual(before);
+  const { text, usage } = await session.generate('How old are you?', ask).result();
+  const messages: ChatMessage[] = [...before, { role: 'user', content: 'How old are you?' }];
+  expect(text).toBe((await tiny.generate(messages, ask).result()).text);
+  expect(usage.cachedTokens).toBeGreaterThan(usage.promptTokens / 2);
+  session.truncate(0);
+  expect([session.messages, session.length]).toEqual([[], 0]);
+  await session.generate([1, 2], ask).result(); // whatever it was before
 });
 
 test('several messages are one turn', async () => {
@@ -167,6 +225,20 @@ describe('a session refuses', () => {
     await using session = tiny.createSession();
     const many: GenerateOptions = { n: 2 };
     await expectLozaError(() => session.generate('Hi', many).result(), invalid, 'fork()');
+  });
+
+  test('to go back to where it was not, or while it answers', async () => {
+    await using session = tiny.createSession({ system: 'x' });
+    for (const length of [-1, 2, 0.5, NaN, '1' as unknown as number]) {
+      const cut = () => Promise.resolve().then(() => session.truncate(length));
+      await expectLozaError(cut, invalid, '0..1');
+    }
+    const running = session.generate('Hello', { maxNewTokens: 10 }).result();
+    await Promise.resolve();
+    expect(() => session.truncate(0)).toThrow(/still answering/);
+    await running;
+    session.close();
+    expect(() => session.truncate(0)).toThrow(/session is closed/);
   });
 
   test('token ids among messages, and messages among token ids', async () => {

@@ -310,6 +310,117 @@ describe('sequences that jobs keep', () => {
   });
 });
 
+describe('prompts that begin alike and come together', () => {
+  /** Jobs whose prompts have so many tokens of the first one's, and then their own. */
+  const alike = (sizes: [shared: number, prompt: number][]) => {
+    const whole = new TestJob(2000, 1, 99).prompt;
+    return sizes.map(([shared, prompt], i) => {
+      const job = new TestJob(prompt, 2, i + 1);
+      job.prompt.set(whole.subarray(0, shared));
+      return job;
+    });
+  };
+  interface Case {
+    name: string;
+    sizes: [number, number][];
+    /** Tokens of each prompt that are computed: the others' blocks are taken over. */
+    read: number[];
+    limits?: Partial<SchedulerLimits>;
+  }
+  const cases: Case[] = [
+    {
+      name: 'the same ones are read once, but for the last block',
+      sizes: [
+        [500, 500],
+        [500, 500],
+        [500, 500],
+      ],
+      read: [500, 116, 116],
+    },
+    {
+      name: 'those that part later read what is their own',
+      sizes: [
+        [1500, 1500],
+        [1100, 1300],
+        [700, 800],
+      ],
+      read: [1500, 1300 - 1024, 800 - 640],
+    },
+    {
+      name: 'where chunks are long, too',
+      sizes: [
+        [1500, 1500],
+        [1100, 1300],
+        [700, 800],
+      ],
+      read: [1500, 1300 - 1024, 800 - 640],
+      limits: { stepTokens: 512, chunkTokens: 512 },
+    },
+    {
+      name: 'what has little in common does not wait',
+      sizes: [
+        [1000, 1000],
+        [300, 700],
+      ],
+      read: [1000, 700],
+    },
+  ];
+
+  test.each(cases)('$name', ({ sizes, read, limits }) => {
+    const simulation = new Simulation({ full: 100, cached: true, ...limits });
+    const jobs = alike(sizes);
+    simulation.submit(...jobs);
+    const steps = trace(simulation, jobs);
+    const sums = jobs.map((_, i) => steps.reduce((sum, step) => sum + step[i]!, 0));
+    expect(sums).toEqual(read.map((count) => count + 1)); // the first of two new tokens is read
+    expectWhole(jobs);
+    expect(simulation.runner.blocksInUse).toBe(0);
+  });
+
+  test('who comes while the first is read waits too, and others do not wait for them', () => {
+    const simulation = new Simulation({ full: 100, cached: true });
+    const [first, second] = alike([
+      [1500, 1500],
+      [1500, 1500],
+    ]) as [TestJob, TestJob];
+    const short = new TestJob(100, 1, 7);
+    simulation.submit(first);
+    trace(simulation, [first], 4);
+    simulation.submit(second, short);
+    const steps = trace(simulation, [first, second, short]);
+    expect(steps.findIndex((step) => step[2]! > 0)).toBeLessThanOrEqual(1);
+    expect(steps.reduce((sum, step) => sum + step[1]!, 0)).toBe(1500 - 11 * 128 + 1);
+    expectWhole([first, second, short]);
+  });
+
+  test.each(['is cancelled', 'fails'])('the next reads for the others where one %s', (how) => {
+    const simulation = new Simulation({ full: 100, cached: true });
+    const jobs = alike([1, 2, 3].map(() => [1500, 1500]));
+    const [first, ...others] = jobs as [TestJob, TestJob, TestJob];
+    simulation.submit(...jobs);
+    trace(simulation, jobs, 3);
+    if (how === 'fails') simulation.step(true);
+    else simulation.cancel(first);
+    const steps = trace(simulation, others);
+    const sums = others.map((_, i) => steps.reduce((sum, step) => sum + step[i]!, 0));
+    expect(sums).toEqual([1500 - 3 * 128 + 1, 1500 - 11 * 128 + 1]);
+    expectWhole(others);
+    expect(simulation.runner.blocksInUse).toBe(0);
+  });
+
+  test('one that waits can be cancelled, or make room for others', () => {
+    const simulation = new Simulation({ full: 14, cached: true, growthTokens: 0 });
+    const writer = new TestJob(10, 600, 50);
+    const jobs = alike([1, 2, 3].map(() => [1000, 1000]));
+    simulation.submit(writer, ...jobs);
+    trace(simulation, jobs, 2);
+    simulation.cancel(jobs[1]!);
+    simulation.finish();
+    expectWhole([writer, jobs[0]!, jobs[2]!]);
+    expect(simulation.runner.blocksInUse).toBe(0);
+  });
+});
+
 // ---- Random workloads ----
 
 interface Event {

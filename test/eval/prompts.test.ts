@@ -10,7 +10,9 @@ import { adjectives, nouns } from '../../lib/eval/words';
 
 /** Words, and signs each on their own: near enough to a tokenizer. */
 const count = (text: string) => Promise.resolve(text.match(/\w+|[^\w\s]/g)?.length ?? 0);
-const maker = (seed: number, text = builtInText) => PromptMaker.create(seed, text, count);
+const countAll = (parts: readonly string[]) => count(parts.join(''));
+const maker = (seed: number, text = builtInText) => PromptMaker.create(seed, text, countAll);
+const contentOf = ({ parts }: { parts: readonly string[] }) => parts.join('');
 const names = Object.keys(tasks) as TaskName[];
 
 describe('prompts', () => {
@@ -18,16 +20,17 @@ describe('prompts', () => {
     const [a, b, c] = await Promise.all([maker(1), maker(1), maker(2)]);
     const prompt = await a.make(task, 2000, 0.5, 3);
     expect(await b.make(task, 2000, 0.5, 3)).toEqual(prompt);
-    expect((await c.make(task, 2000, 0.5, 3)).content).not.toBe(prompt.content);
-    expect((await a.make(task, 2000, 0.5, 4)).content).not.toBe(prompt.content);
+    expect(contentOf(await c.make(task, 2000, 0.5, 3))).not.toBe(contentOf(prompt));
+    expect(contentOf(await a.make(task, 2000, 0.5, 4))).not.toBe(contentOf(prompt));
   });
 
   test.each(names)('%s: fills the length without going over it', async (task) => {
     const made = await maker(5);
     for (const length of [600, 1500, 4000]) {
       for (let sample = 0; sample < 30; sample++) {
-        const { content, tokens } = await made.make(task, length, 0.3, sample);
-        expect(tokens).toBe(await count(content));
+        const prompt = await made.make(task, length, 0.3, sample);
+        const { tokens } = prompt;
+        expect(tokens).toBe(await count(contentOf(prompt)));
         expect(tokens + tasks[task].answerTokens).toBeLessThanOrEqual(length);
         expect(tokens).toBeGreaterThan(length * 0.8 - 250);
       }
@@ -39,7 +42,9 @@ describe('prompts', () => {
     async (task) => {
       const made = await maker(7);
       for (let sample = 0; sample < 10; sample++) {
-        const { content, places, expected } = await made.make(task, 1500, 0.7, sample);
+        const prompt = await made.make(task, 1500, 0.7, sample);
+        const { places, expected } = prompt;
+        const content = contentOf(prompt);
         for (const text of expected) expect(content).toMatch(new RegExp(`\\b${text}\\b`));
         const question = content.slice(content.lastIndexOf('\n'));
         if (task !== 'variables') for (const text of expected) expect(question).not.toContain(text);
@@ -56,17 +61,18 @@ describe('prompts', () => {
   test('a pass key lies at its depth', async () => {
     const made = await maker(3);
     for (const depth of [0, 0.25, 0.5, 0.9, 1]) {
-      const { content, places, tokens } = await made.make('passkey', 4000, depth, 0);
-      expect(content.match(/\[\w+:\d{5}\]/g)).toHaveLength(1);
+      const prompt = await made.make('passkey', 4000, depth, 0);
+      const { places, tokens } = prompt;
+      expect(contentOf(prompt).match(/\[\w+:\d{5}\]/g)).toHaveLength(1);
       expect((places[0] as number) / tokens).toBeCloseTo(depth, 1);
     }
   });
 
   test('a text that is too short is read again from its beginning', async () => {
     const made = await maker(0, 'It was a dark and stormy night. The rain fell in torrents.');
-    const { content, tokens } = await made.make('passkey', 1000, 0.5, 0);
-    expect(tokens).toBeGreaterThan(850);
-    expect(content.match(/stormy/g)?.length).toBeGreaterThan(20);
+    const prompt = await made.make('passkey', 1000, 0.5, 0);
+    expect(prompt.tokens).toBeGreaterThan(850);
+    expect(contentOf(prompt).match(/stormy/g)?.length).toBeGreaterThan(20);
   });
 
   test('needles that do not fit, and a text that is none', async () => {
@@ -127,13 +133,14 @@ describe('haystack', () => {
   });
 
   test('needles stand between sentences in the order of their depths', async () => {
-    const haystack = await Haystack.create(builtInText, count);
+    const haystack = await Haystack.create(builtInText, countAll);
     const needles = [0.9, 0, 0.5, 1, 0.5].map((depth, i) => ({
       text: ` <${i}>`,
       depth,
       tokens: 3,
     }));
-    const { text, places } = haystack.hide(needles, 3000, new Random(1));
+    const { parts, places } = haystack.hide(needles, 3000, new Random(1));
+    const text = parts.join('');
     expect(text.match(/<\d>/g)).toEqual(['<1>', '<2>', '<4>', '<0>', '<3>']);
     for (const [before] of text.matchAll(/.(?= <\d>)/g)) expect(before).toMatch(/[.?!"'>]/);
     expect(places[1]).toBe(0);

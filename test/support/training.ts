@@ -13,8 +13,12 @@ import { randomTokens } from './prompts';
 export const quiet = { device: 'cpu', dtype: 'float32', signal: undefined } as const;
 
 /** A frozen model of a checkpoint, ready to be differentiated. */
-export async function openFrozen(dir: string, device: DeviceKind = 'cpu'): Promise<Session> {
-  const plan = await planTraining(dir, 'full', undefined);
+export async function openFrozen(
+  dir: string,
+  device: DeviceKind = 'cpu',
+  yarnFactor?: number,
+): Promise<Session> {
+  const plan = await planTraining(dir, 'full', undefined, yarnFactor);
   const options = { ...quiet, device };
   return openSession(plan, openDevice(plan, options), options);
 }
@@ -59,6 +63,18 @@ export const sumOf = (values: TypedArray): number => {
   for (const value of values) sum += value;
   return sum;
 };
+
+/** Of these tokens behind these logits, [targets, vocabulary]. */
+export function meanLoss(logits: Float32Array, targets: Int32Array, vocabulary: number): number {
+  let sum = 0;
+  targets.forEach((target, i) => {
+    const row = logits.subarray(i * vocabulary, (i + 1) * vocabulary);
+    const most = Math.max(...row);
+    const all = row.reduce((total, logit) => total + Math.exp(logit - most), 0);
+    sum += Math.log(all) + most - row[target]!;
+  });
+  return sum / targets.length;
+}
 
 /** A folder with a small checkpoint that can read text. */
 export function smallModel(name = 'longcat-full'): string {

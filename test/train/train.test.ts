@@ -36,10 +36,27 @@ describe.each(['longcat-zigzag-yarn', 'deepseek-v3-zigzag'])('train %s', (name) 
     expect(typeof text).toBe('string');
   });
 
+  test('a balance rate evens the loads of experts', async () => {
+    // All tokens want the first expert.
+    const twin = changeTensors(readTwin(dir), /e_score_correction_bias$/, (tensor) => {
+      const values = floatsOf(tensor);
+      values[0] = 0.5;
+      return { ...tensor, data: bytesOf(values) };
+    });
+    const busiest: number[] = [];
+    const onProgress = (progress: TrainProgress) => {
+      if (progress.phase === 'training') busiest.push(progress.busiest!);
+    };
+    const options = small({ steps: 40, saveEvery: 100, balanceRate: 0.02, onProgress });
+    await train(writeTwin(twin, byteTokenizer()), options);
+    expect(busiest[0]).toBeGreaterThan(2);
+    expect(busiest.at(-1)).toBeLessThan(1.5);
+  });
+
   test('a run that is aborted again and again ends in the same bytes', async () => {
-    const straight = small();
+    const straight = small({ balanceRate: 0.01 });
     await train(dir, straight);
-    const stopped = small();
+    const stopped = small({ balanceRate: 0.01 });
     for (const at of [1, 3, 4, 6]) {
       const controller = new AbortController();
       const onProgress = (progress: TrainProgress) => {
@@ -65,6 +82,11 @@ test.each<[string, Partial<TrainOptions>, string]>([
 ])('refuses %s', async (_, change, message) => {
   const run = () => train(smallModel(), small(change));
   await expectLozaError(run, 'ERR_LOZA_INVALID_ARG', message);
+});
+
+test('a balance rate needs biases', async () => {
+  const run = () => train(smallModel('deepseek-v2'), small({ balanceRate: 0.001 }));
+  await expectLozaError(run, 'ERR_LOZA_INVALID_ARG', 'no correction bias');
 });
 
 test('a loss that is no number any more stops the run', async () => {

@@ -3,7 +3,7 @@ import { DummyLoader } from '../../checkpoint/dummy-weights';
 import { readMlaConfig } from '../../checkpoint/mla-config';
 import { Sequence } from '../../engine/sequence';
 import { blocksFor, LayerGroup } from '../../kv/layer-group';
-import { Mla } from '../../layers/mla';
+import { Mla, takeMla } from '../../layers/mla';
 import { batchLimits } from '../../load-model';
 import { resolveLoadOptions } from '../../load-options';
 import { presets } from '../../model/presets';
@@ -136,7 +136,13 @@ function prepareChunk(row: PrefillRow, bench: Workbench, sizes: Sizes): Prepared
   const mla = readMlaConfig(config);
   const weights = new DummyLoader(config, device, ops, 0);
   const scales = { query: 2, latent: 12 ** 0.5 };
-  const attention = new Mla(weights, 'model.layers.0.self_attn.0.', mla, 0, scales, 1);
+  const attention = new Mla(
+    takeMla(weights, 'model.layers.0.self_attn.0.', mla),
+    mla,
+    0,
+    scales,
+    1,
+  );
   for (const { run } of weights.copies) run();
 
   const capacity = blocksFor(prefix + count) + 1;

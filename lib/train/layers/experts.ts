@@ -1,10 +1,4 @@
-import type { WeightSource } from '../../checkpoint/weights';
-import {
-  takeExperts,
-  type ExpertsShape,
-  type ExpertsWeights,
-  type RouterNames,
-} from '../../layers/experts';
+import type { ExpertsShape, ExpertsWeights } from '../../layers/experts';
 import type { ExpertPlan, Joined } from '../../native/ops';
 import type { Tensor } from '../../native/tensor';
 import { addWeightGradients, type Pass } from '../pass';
@@ -25,16 +19,10 @@ export interface ExpertsRecord {
  * are chosen is held constant; their weights w carry the gradient to the router.
  */
 export class Experts {
-  private readonly taken: ExpertsWeights;
-
   constructor(
-    weights: WeightSource,
-    prefix: string,
-    router: RouterNames,
+    private readonly taken: ExpertsWeights,
     private readonly shape: ExpertsShape,
-  ) {
-    this.taken = takeExperts(weights, prefix, router, shape);
-  }
+  ) {}
 
   /** Adds the result to `residual`. */
   forward({ ops }: Pass, residual: Tensor, h: Tensor): ExpertsRecord {
@@ -54,6 +42,7 @@ export class Experts {
     const { grads } = pass;
     const { zeroExperts, router } = this.shape;
     const { h, logits, ids, weights, plan, gateUp, inner, y } = record;
+    if (this.taken.bias !== undefined) pass.routed?.(this.taken.bias, plan.starts);
     const zero = zeroExperts > 0 ? { identity: h, didentity: dh } : undefined;
     const { dy, dweights } = grads.combine(dResidual, y, plan, weights, zero);
     this.addStackGradients(pass, [this.taken.down], dy, inner, plan);

@@ -1,5 +1,4 @@
-import type { WeightSource } from '../../checkpoint/weights';
-import { takeFeedForward, type FeedForwardWeights } from '../../layers/feed-forward';
+import type { FeedForwardWeights } from '../../layers/feed-forward';
 import type { Tensor } from '../../native/tensor';
 import { addWeightGradients, type Pass } from '../pass';
 
@@ -11,11 +10,7 @@ export interface FeedForwardRecord {
 
 /** SwiGLU: W_down ( silu(W_gate h) * (W_up h) ). */
 export class FeedForward {
-  private readonly taken: FeedForwardWeights;
-
-  constructor(weights: WeightSource, prefix: string, hidden: number, width: number) {
-    this.taken = takeFeedForward(weights, prefix, hidden, width);
-  }
+  constructor(private readonly taken: FeedForwardWeights) {}
 
   /** Adds the result to `residual`. */
   forward({ ops }: Pass, residual: Tensor, h: Tensor): FeedForwardRecord {
@@ -33,10 +28,11 @@ export class FeedForward {
     dh: Tensor,
   ): void {
     const { grads, ops } = pass;
+    const { taken } = this;
     const dy = ops.toActivation(dResidual);
-    addWeightGradients(pass, [this.taken.down], dy, inner);
-    const dGateUp = grads.swiglu(grads.linearInput(dy, this.taken.down), gateUp);
-    addWeightGradients(pass, this.taken.gateUp, dGateUp, h);
-    grads.addLinearsInput(dh, dGateUp, this.taken.gateUp);
+    addWeightGradients(pass, [taken.down], dy, inner);
+    const dGateUp = grads.swiglu(grads.linearInput(dy, taken.down), gateUp);
+    addWeightGradients(pass, taken.gateUp, dGateUp, h);
+    grads.addLinearsInput(dh, dGateUp, taken.gateUp);
   }
 }

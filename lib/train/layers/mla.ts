@@ -1,6 +1,5 @@
 import type { MlaConfig } from '../../checkpoint/mla-config';
-import type { WeightSource } from '../../checkpoint/weights';
-import type { MlaScales } from '../../layers/mla';
+import type { MlaScales, MlaWeights } from '../../layers/mla';
 import {
   attentionBackward,
   attentionForward,
@@ -10,7 +9,7 @@ import {
   type AttentionInputs,
   type AttentionResult,
 } from '../../native/attention-gradient-ops';
-import { fullRange, type Joined, type KeyRange, type Weight } from '../../native/ops';
+import { fullRange, type KeyRange } from '../../native/ops';
 import type { Tensor } from '../../native/tensor';
 import { addWeightGradients, type AttentionMode, type Pass } from '../pass';
 import { Norm } from './norm';
@@ -44,42 +43,22 @@ interface Attended {
  *     o  = W_o ( alpha * full(q, k, v) + (1 - alpha) * streaming(q, k, v) )
  */
 export class Mla {
-  private readonly down: Joined;
   private readonly queryNorm: Norm | undefined; // undefined: the query is not compressed
-  private readonly queryUp: Weight;
   private readonly latentNorm: Norm;
-  private readonly expand: Weight;
-  private readonly output: Weight;
   private readonly softmaxScale: number;
 
   /** `index` counts attentions through the whole model. */
   constructor(
-    weights: WeightSource,
-    prefix: string,
+    private readonly taken: MlaWeights,
     private readonly config: MlaConfig,
     private readonly index: number,
     scales: MlaScales,
     softmaxFactor: number,
   ) {
-    const { hiddenSize, heads, qLoraRank, kvLoraRank, nopeDim, ropeDim, valueDim } = config;
-    const eps = config.rmsNormEps;
-    const queryDim = heads * (nopeDim + ropeDim);
-    const down = [{ name: `${prefix}kv_a_proj_with_mqa.weight`, rows: kvLoraRank + ropeDim }];
-    if (qLoraRank === null) {
-      this.queryUp = weights.matrix(`${prefix}q_proj.weight`, queryDim, hiddenSize);
-    } else {
-      const name = `${prefix}q_a_layernorm.weight`;
-      down.unshift({ name: `${prefix}q_a_proj.weight`, rows: qLoraRank });
-      this.queryNorm = new Norm(weights, name, qLoraRank, eps, scales.query);
-      this.queryUp = weights.matrix(`${prefix}q_b_proj.weight`, queryDim, qLoraRank);
-    }
-    this.down = weights.joined(down, hiddenSize);
-    const name = `${prefix}kv_a_layernorm.weight`;
-    this.latentNorm = new Norm(weights, name, kvLoraRank, eps, scales.latent);
-    this.output = weights.matrix(`${prefix}o_proj.weight`, hiddenSize, heads * valueDim);
-    const perHead = nopeDim + valueDim;
-    const expand = weights.plainMatrix(`${prefix}kv_b_proj.weight`, heads * perHead, kvLoraRank);
-    this.expand = { tensor: expand };
+    const { nopeDim, ropeDim, rmsNormEps } = config;
+    const { queryNorm, latentNorm } = taken;
+    this.queryNorm = queryNorm && new Norm(queryNorm, rmsNormEps, scales.query);
+    this.latentNorm = new Norm(latentNorm, rmsNormEps, scales.latent);
     this.softmaxScale = softmaxFactor / Math.sqrt(nopeDim + ropeDim);
   }
 
@@ -87,19 +66,19 @@ export class Mla {
   forward(pass: Pass, residual: Tensor, h: Tensor): MlaRecord {
     const { ops, rows, ropeTable, segments } = pass;
     const { heads, nopeDim, ropeDim, valueDim } = this.config;
-    const latents = ops.linears(h, this.down);
+    const latents = ops.linears(h, this.taken.down);
     const parts = this.split(latents);
     const query = this.queryNorm?.forward(ops, parts.query) ?? h;
-    const q = ops.linear(query, this.queryUp).reshape(rows, heads, nopeDim + ropeDim);
+    const q = ops.linear(query, this.taken.queryUp).reshape(rows, heads, nopeDim + ropeDim);
     ops.rope(rotated(q, nopeDim), ropeTable);
     const latent = this.latentNorm.forward(ops, parts.latent);
-    const kv = ops.linear(latent, this.expand).reshape(rows, heads, nopeDim + valueDim);
+    const kv = ops.linear(latent, this.taken.expand).reshape(rows, heads, nopeDim + valueDim);
     ops.rope(oneHead(parts.kRope), ropeTable);
 
     const { softmaxScale } = this;
     const inputs = { q, kv, kRope: parts.kRope, segments, softmaxScale };
     const attended = attend(pass, inputs, pass.attention(this.index));
-    ops.addLinear(residual, attended.out.reshape(rows, heads * valueDim), this.output);
+    ops.addLinear(residual, attended.out.reshape(rows, heads * valueDim), this.taken.output);
     return { h, latents, query, latent, inputs, attended };
   }
 
@@ -109,8 +88,8 @@ export class Mla {
     const { nopeDim } = this.config;
     const { h, latents, query, latent, inputs, attended } = record;
     const dy = ops.toActivation(dResidual);
-    addWeightGradients(pass, [this.output], dy, flat(attended.out));
-    const dOut = grads.linearInput(dy, this.output).reshape(...attended.out.shape);
+    addWeightGradients(pass, [this.taken.output], dy, flat(attended.out));
+    const dOut = grads.linearInput(dy, this.taken.output).reshape(...attended.out.shape);
 
     const dLatents = ops.activation(rows, latents.dim(1));
     const [parts, dParts] = [this.split(latents), this.split(dLatents)];
@@ -124,19 +103,19 @@ export class Mla {
     grads.rope(oneHead(dInputs.kRope), backTable);
 
     const dKv = flat(dInputs.kv);
-    addWeightGradients(pass, [this.expand], dKv, latent);
-    const dLatent = grads.linearInput(dKv, this.expand);
+    addWeightGradients(pass, [this.taken.expand], dKv, latent);
+    const dLatent = grads.linearInput(dKv, this.taken.expand);
     this.latentNorm.backward(pass, dParts.latent, dLatent, parts.latent);
     const dq = flat(dInputs.q);
-    addWeightGradients(pass, [this.queryUp], dq, query);
+    addWeightGradients(pass, [this.taken.queryUp], dq, query);
     if (this.queryNorm === undefined) {
-      grads.addLinearInput(dh, dq, this.queryUp);
+      grads.addLinearInput(dh, dq, this.taken.queryUp);
     } else {
-      const dQuery = grads.linearInput(dq, this.queryUp);
+      const dQuery = grads.linearInput(dq, this.taken.queryUp);
       this.queryNorm.backward(pass, dParts.query, dQuery, parts.query);
     }
-    addWeightGradients(pass, this.down, dLatents, h);
-    grads.addLinearsInput(dh, dLatents, this.down);
+    addWeightGradients(pass, this.taken.down, dLatents, h);
+    grads.addLinearsInput(dh, dLatents, this.taken.down);
   }
 
   /** The columns of [q_c | c | k]. */

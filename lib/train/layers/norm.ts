@@ -1,20 +1,17 @@
-import type { WeightSource } from '../../checkpoint/weights';
 import type { Ops } from '../../native/ops';
 import type { Tensor } from '../../native/tensor';
 import type { Pass } from '../pass';
 
 /** RMSNorm: scale * w * x / rms(x). */
 export class Norm {
-  private readonly weight: Tensor;
-
   constructor(
-    weights: WeightSource,
-    name: string,
-    readonly width: number,
+    private readonly weight: Tensor,
     private readonly eps: number,
     private readonly scale = 1,
-  ) {
-    this.weight = weights.vector(name, width);
+  ) {}
+
+  get width(): number {
+    return this.weight.dim(0);
   }
 
   forward(ops: Ops, x: Tensor): Tensor {

@@ -1,5 +1,6 @@
 import type { MlaConfig } from '../../checkpoint/mla-config';
 import type { WeightSource } from '../../checkpoint/weights';
+import { takeTokenHead } from '../../model/token-head';
 import type { Weight } from '../../native/ops';
 import type { Tensor } from '../../native/tensor';
 import type { Pass } from '../pass';
@@ -12,12 +13,10 @@ export class TokenHead {
   private readonly norm: Norm;
 
   constructor(weights: WeightSource, config: MlaConfig) {
-    const { vocabSize, hiddenSize, tieWordEmbeddings, rmsNormEps } = config;
-    this.embedding = weights.plainMatrix('model.embed_tokens.weight', vocabSize, hiddenSize);
-    this.norm = new Norm(weights, 'model.norm.weight', hiddenSize, rmsNormEps);
-    this.projection = tieWordEmbeddings
-      ? { tensor: this.embedding }
-      : weights.matrix('lm_head.weight', vocabSize, hiddenSize);
+    const { embedding, norm, projection } = takeTokenHead(weights, config);
+    this.embedding = embedding;
+    this.norm = new Norm(norm, config.rmsNormEps);
+    this.projection = projection;
   }
 
   /** Of a hidden state. */

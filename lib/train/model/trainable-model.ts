@@ -1,13 +1,14 @@
 import type { LoadPlan } from '../../load-model';
 import type { WeightSource } from '../../checkpoint/weights';
-import { readDeepseek } from '../../model/deepseek';
-import { longcatFlash, readLongcat } from '../../model/longcat-flash';
+import { deepseekParts, readDeepseek } from '../../model/deepseek';
+import { longcatFlash, longcatParts, readLongcat } from '../../model/longcat-flash';
 import { findFamily } from '../../model/registry';
 import type { Tensor } from '../../native/tensor';
 import { TokenHead } from '../layers/token-head';
 import { copyOf, type Pass } from '../pass';
 import { DeepseekLayer } from './deepseek-layer';
 import { LongcatLayer } from './longcat-layer';
+import { trainableMakers } from './makers';
 
 /** One layer with its gradient. A record is what a layer keeps between its two directions. */
 export interface TrainableLayer<Record = unknown> {
@@ -76,15 +77,15 @@ export function buildTrainable(
   weights: WeightSource,
 ): TrainableModel {
   const { config } = checkpoint;
-  const { softmaxFactor } = table;
+  const makers = trainableMakers(weights, model.mla, table.softmaxFactor);
   const head = new TokenHead(weights, model.mla);
   const layers = Array.from({ length: model.layers }, (_, i) => i);
   if (findFamily(checkpoint) === longcatFlash) {
     const longcat = readLongcat(config);
-    const make = (i: number) => new LongcatLayer(weights, longcat, i, softmaxFactor);
+    const make = (i: number) => new LongcatLayer(longcatParts(makers, longcat, i));
     return new TrainableModel(head, layers.map(make));
   }
   const deepseek = readDeepseek(config);
-  const make = (i: number) => new DeepseekLayer(weights, deepseek, i, softmaxFactor);
+  const make = (i: number) => new DeepseekLayer(deepseekParts(makers, deepseek, i));
   return new TrainableModel(head, layers.map(make));
 }
