@@ -268,7 +268,7 @@ export class LanguageModel {
         `The prompt has ${length} tokens, but the model reads ${plan.maxPosition} positions`,
         {
           value: length,
-          hint: 'Shorten it, or extend the model at load: { rope: { yarnFactor } }',
+          hint: 'Shorten it, or extend the model at load: { rope: { yarnFactor } } (--yarn-factor)',
         },
       );
     }

@@ -4,7 +4,7 @@ import type { AttentionOption } from './checkpoint/streaming-config';
 import type { SchedulerLimits } from './engine/scheduler';
 import { LozaError, show } from './errors';
 import type { DeviceKind } from './native/binding';
-import { nearestName } from './nearest-name';
+import { hintAtNames } from './nearest-name';
 
 /** How far loading is, in bytes of weights that had to be copied; views of mapped files need none. */
 export interface LoadProgress {
@@ -196,7 +196,7 @@ export function checkObject(name: string, value: unknown, keys: readonly string[
   if (unknown === undefined) return;
   throw new LozaError('ERR_LOZA_INVALID_ARG', `${name}: there is no ${show(unknown)}`, {
     value: unknown,
-    hint: `Did you mean ${nearestName(unknown, keys)}?`,
+    hint: hintAtNames(unknown, keys),
   });
 }
 

@@ -1,9 +1,15 @@
-/** The known key that takes the fewest letters to change; `max_tokens` and `MaxTokens` are alike. */
-export function nearestName(key: string, known: readonly string[]): string {
-  const plain = (name: string) => name.replaceAll(/[_-]/g, '').toLowerCase();
-  const distances = known.map((name) => editDistance(plain(key.slice(0, 64)), plain(name)));
-  return known[distances.indexOf(Math.min(...distances))] ?? '';
+/** What to try in the place of a name that is not known: the likeliest one, or else all of them. */
+export function hintAtNames(key: string, known: readonly string[]): string {
+  const typed = plain(key.slice(0, 64));
+  const distances = known.map((name) => editDistance(typed, plain(name)));
+  const least = Math.min(...distances);
+  const nearest = known[distances.indexOf(least)];
+  if (nearest !== undefined && least <= typed.length / 2) return `Did you mean ${nearest}?`;
+  return known.length === 0 ? 'There is none' : `There is ${known.join(', ')}`;
 }
+
+/** `max_tokens` and `MaxTokens` are alike. */
+const plain = (name: string): string => name.replaceAll(/[_-]/g, '').toLowerCase();
 
 /** Levenshtein distance, one row of the table at a time. */
 function editDistance(from: string, to: string): number {

@@ -11,6 +11,7 @@ import { interleaved, randomPattern } from './fixed-patterns';
 import { MixRunner, type AblationState } from './mix-runner';
 import { MixedModel } from './mixed-model';
 import {
+  checkNames,
   resolveCalibrateOptions,
   type CalibrateOptions,
   type ResolvedCalibrateOptions,
@@ -45,6 +46,7 @@ export async function calibrate(
   dir: string,
   options: CalibrateOptions,
 ): Promise<CalibrationReport> {
+  checkNames(options);
   const plan = await planTraining(dir, 'full', options.signal, options.yarnFactor);
   const resolved = resolveCalibrateOptions(options, plan.maxPosition);
   const { method } = resolved;

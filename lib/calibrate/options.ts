@@ -105,12 +105,17 @@ const names = [
   'yarnFactor',
 ];
 
+/** Throws ERR_LOZA_INVALID_ARG unless it is an object of known options. */
+export function checkNames(options: unknown): void {
+  checkObject('The options of calibrate', options, names);
+}
+
 /** Fills in the defaults. Throws ERR_LOZA_INVALID_ARG with the option's name. */
 export function resolveCalibrateOptions(
   options: CalibrateOptions,
   maxPosition: number,
 ): ResolvedCalibrateOptions {
-  checkObject('The options of calibrate', options, names);
+  checkNames(options);
   const method = choice('method', options.method, [
     'gradient',
     'ablation',

@@ -63,11 +63,10 @@ const loadFlags: Record<keyof LoadFlags, () => Option> = {
   localBlocks: () =>
     new Option('--local-blocks <n>', 'blocks that they keep at the end').argParser(positive),
   dtype: () =>
-    new Option('--dtype <type>', 'type of the KV cache; on a GPU also of activations').choices([
-      'auto',
-      'float32',
-      'bfloat16',
-    ]),
+    new Option(
+      '--dtype <type>',
+      'of activations and KV cache; on the CPU of the cache alone',
+    ).choices(['auto', 'float32', 'bfloat16']),
   kvDtype: () =>
     new Option('--kv-dtype <type>', 'fp8 keeps about twice as many tokens in the memory').choices([
       'auto',

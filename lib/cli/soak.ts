@@ -15,7 +15,14 @@ import {
   MemoryWatch,
   type MemoryVerdict,
 } from './memory-watch';
-import { addLoadFlags, readLoadOptions, realNumber, wholeNumber, type LoadFlags } from './options';
+import {
+  addLoadFlags,
+  readLoadOptions,
+  realNumber,
+  usageError,
+  wholeNumber,
+  type LoadFlags,
+} from './options';
 import { startProgress } from './progress';
 import { endsAborted, MixedWork, type MixedCounts } from './soak-mix';
 
@@ -82,6 +89,12 @@ async function soak(dir: string, flags: SoakFlags, context: Context): Promise<vo
   const options = { maxTokens: kvTokens, ...withoutUndefined(await readLoadOptions(dir, flags)) };
   const usual = flags.minutes > 0 ? 0 : usualCycles;
   const { loads = usual, aborts = usual, minutes } = flags;
+  if (loads + aborts + minutes === 0) {
+    throw usageError(
+      'there is nothing to do',
+      'Give --loads, --aborts or --minutes a number above 0',
+    );
+  }
   const reports: SoakReport[] = [];
   const first = await LanguageModel.load(dir, options);
   const { device, deviceName } = first.info;

@@ -119,7 +119,7 @@ function checkLengths({ lengths }: ResolvedEvalOptions, { maxPosition }: LoadPla
   const problem = `Prompts of ${longest} tokens are longer than the ${maxPosition} positions of the model`;
   throw new LozaError('ERR_LOZA_CONTEXT_LENGTH', problem, {
     value: longest,
-    hint: 'Shorten them, or extend the model: { load: { rope: { yarnFactor } } }',
+    hint: 'Shorten them, or extend the model: { load: { rope: { yarnFactor } } } (--yarn-factor)',
   });
 }
 

@@ -87,10 +87,11 @@ function describeRows(arms: readonly EvalArm[], rows: readonly Row[]): string {
 }
 
 function explain(counts: readonly number[]): string {
-  const prompts =
-    counts.length === 1 ? `${counts[0]}` : `${Math.min(...counts)} to ${Math.max(...counts)}`;
+  const most = Math.max(...counts);
+  const number = counts.length === 1 ? `${most}` : `${Math.min(...counts)} to ${most}`;
+  const prompts = `${number} ${most === 1 ? 'prompt' : 'prompts'}`;
   return [
-    `Percent of answers that have all that was asked, and the 95 % interval (Wilson); ${prompts} prompts`,
+    `Percent of answers that have all that was asked, and the 95 % interval (Wilson); ${prompts}`,
     'a cell. "in window": prompts that test nothing, since streaming attentions see the answer.',
     '"kept": of the first arm.',
   ].join('\n');

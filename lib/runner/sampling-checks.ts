@@ -1,5 +1,5 @@
 import { LozaError, show, type LozaErrorCode } from '../errors';
-import { nearestName } from '../nearest-name';
+import { hintAtNames } from '../nearest-name';
 
 /**
  * Typed reading of untrusted keys. Each method gives undefined where the key is absent, and throws
@@ -84,7 +84,7 @@ export function anArgument(options: unknown, known: readonly string[]): Source {
     if (known.includes(key)) continue;
     throw new LozaError(code, `There is no option ${show(key)}`, {
       value: key,
-      hint: `Did you mean ${nearestName(key, known)}?`,
+      hint: hintAtNames(key, known),
     });
   }
   return new Source(options as Record<string, unknown>, code, 'Option', false);

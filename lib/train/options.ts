@@ -75,12 +75,17 @@ const names = [
   ...['onProgress', 'yarnFactor', 'balanceRate'],
 ];
 
+/** Throws ERR_LOZA_INVALID_ARG unless it is an object of known options. */
+export function checkNames(options: unknown): void {
+  checkObject('The options of train', options, names);
+}
+
 /** Fills in the defaults. Throws ERR_LOZA_INVALID_ARG with the option's name. */
 export function resolveTrainOptions(
   options: TrainOptions,
   maxPosition: number,
 ): ResolvedTrainOptions {
-  checkObject('The options of train', options, names);
+  checkNames(options);
   const data = stringList('data', options.data);
   if (data.length === 0) throw invalid('data', 'at least one file', data);
   const { sequenceLength = Math.min(4096, maxPosition) } = options;

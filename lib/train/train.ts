@@ -12,7 +12,12 @@ import { fingerprintOf } from './fingerprint';
 import { planMemory, reserve } from './memory-plan';
 import type { TrainableModel } from './model/trainable-model';
 import { nextTokenLoss } from './objectives';
-import { resolveTrainOptions, type ResolvedTrainOptions, type TrainOptions } from './options';
+import {
+  checkNames,
+  resolveTrainOptions,
+  type ResolvedTrainOptions,
+  type TrainOptions,
+} from './options';
 import { checkTrainable, TrainableWeights, trainingBytes } from './parameters';
 import { zeros, type AttentionMode, type Pass } from './pass';
 import { RouterBalance } from './router-balance';
@@ -52,6 +57,7 @@ const eps = 1e-8;
  * ERR_LOZA_OUT_OF_MEMORY with the memory that is needed, ERR_LOZA_ABORTED, and those of loading.
  */
 export async function train(dir: string, options: TrainOptions): Promise<TrainingReport> {
+  checkNames(options);
   const { attention = 'auto', yarnFactor } = options;
   const plan = await planTraining(dir, attention, options.signal, yarnFactor);
   checkTrainable(plan.checkpoint);

@@ -107,6 +107,11 @@ describe('calibrate', () => {
     await expectLozaError(() => calibrate(dir, small(change)), 'ERR_LOZA_INVALID_ARG', message);
   });
 
+  test('refuses options that are none', async () => {
+    const run = () => calibrate(dir, undefined as unknown as CalibrateOptions);
+    await expectLozaError(run, 'ERR_LOZA_INVALID_ARG', 'must be an object, got undefined');
+  });
+
   test('refuses to go on with other options', async () => {
     const out = newFolder();
     const controller = new AbortController();

@@ -41,5 +41,6 @@ describeCli('loza soak', () => {
 
   test('a folder that is no checkpoint is an error', async () => {
     await expectFailure(['soak', '/nowhere'], /\/nowhere/);
+    await expectFailure(['soak', '--loads', '0', '--aborts', '0'], /nothing to do/);
   });
 });

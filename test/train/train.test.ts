@@ -84,6 +84,11 @@ test.each<[string, Partial<TrainOptions>, string]>([
   await expectLozaError(run, 'ERR_LOZA_INVALID_ARG', message);
 });
 
+test('refuses options that are none', async () => {
+  const run = () => train(smallModel(), undefined as unknown as TrainOptions);
+  await expectLozaError(run, 'ERR_LOZA_INVALID_ARG', 'must be an object, got undefined');
+});
+
 test('a balance rate needs biases', async () => {
   const run = () => train(smallModel('deepseek-v2'), small({ balanceRate: 0.001 }));
   await expectLozaError(run, 'ERR_LOZA_INVALID_ARG', 'no correction bias');
