@@ -30,6 +30,7 @@ const options = fc.record({
   streaming: fc.integer({ min: 6, max: 30 }),
   cached: fc.boolean(),
   host: fc.constantFrom(0, 5, 200),
+  hostWindows: fc.constantFrom(4, 200),
   stepTokens: fc.constantFrom(128, 200, 400),
   chunkTokens: fc.constantFrom(1, 16, 100, 128),
   maxSequences: fc.integer({ min: 1, max: 8 }),
