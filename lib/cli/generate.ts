@@ -83,6 +83,12 @@ async function generate(
     throw usageError('--system needs --chat', 'A plain prompt has no system message');
   }
   if (flags.logprobs !== undefined && !context.json) throw usageError('--logprobs needs --json');
+  if (flags.samples > 1 && !(flags.temperature !== undefined && flags.temperature > 0)) {
+    throw usageError(
+      '--samples needs a --temperature above 0',
+      'Without it all texts are the same',
+    );
+  }
   const prompt = asPrompt(await readPrompt(argument, flags.file, context.signal), flags);
   await withModel(dir, await readLoadOptions(dir, flags), context, async (model) => {
     const { samples: n, logprobs } = flags;
