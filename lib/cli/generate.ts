@@ -83,12 +83,6 @@ async function generate(
     throw usageError('--system needs --chat', 'A plain prompt has no system message');
   }
   if (flags.logprobs !== undefined && !context.json) throw usageError('--logprobs needs --json');
-  if (flags.samples > 1 && !(flags.temperature !== undefined && flags.temperature > 0)) {
-    throw usageError(
-      '--samples needs a --temperature above 0',
-      'Without it all texts are the same',
-    );
-  }
   const prompt = asPrompt(await readPrompt(argument, flags.file, context.signal), flags);
   await withModel(dir, await readLoadOptions(dir, flags), context, async (model) => {
     const { samples: n, logprobs } = flags;
@@ -153,6 +147,9 @@ async function printSamples(
     context.print(`[${i + 1} · seed ${seed}]\n${text.replace(/\n$/, '')}\n`);
   });
   for (const result of results) context.note(describeRun(result, model));
+  if (new Set(results.map(({ text }) => text)).size === 1) {
+    context.note('All texts are the same; --temperature 0.8 makes them differ.');
+  }
 }
 
 /** The figures of a run, on one line. */
