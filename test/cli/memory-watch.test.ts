@@ -41,7 +41,7 @@ describe('a cycle', () => {
   const verdict = async (cycle: () => unknown) => {
     const memory = new MemoryWatch('cpu');
     for (let done = 0; done <= 3600; done++) {
-      if (done % 600 === 0) await memory.look(done);
+      if (done % 180 === 0) await memory.look(done); // about as many looks as a soak has
       cycle();
     }
     kept.length = 0;
