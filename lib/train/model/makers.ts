@@ -1,9 +1,7 @@
 import type { MlaConfig } from '../../checkpoint/mla-config';
 import type { WeightSource } from '../../checkpoint/weights';
-import { takeExperts } from '../../layers/experts';
-import { takeFeedForward } from '../../layers/feed-forward';
-import { takeMla } from '../../layers/mla';
-import type { LayerMakers } from '../../model/layer-parts';
+import { layerMakers, type LayerMakers } from '../../model/layer-parts';
+import type { Tensor } from '../../native/tensor';
 import { Experts } from '../layers/experts';
 import { FeedForward } from '../layers/feed-forward';
 import { Mla } from '../layers/mla';
@@ -15,14 +13,7 @@ export function trainableMakers(
   config: MlaConfig,
   softmaxFactor: number,
 ): LayerMakers<Norm, Mla, Experts, FeedForward> {
-  const { hiddenSize, rmsNormEps } = config;
-  return {
-    norm: (name) => new Norm(weights.vector(name, hiddenSize), rmsNormEps),
-    attention: (prefix, index, scales) =>
-      new Mla(takeMla(weights, prefix, config), config, index, scales, softmaxFactor),
-    experts: (prefix, router, shape) =>
-      new Experts(takeExperts(weights, prefix, router, shape), shape),
-    feedForward: (prefix, width) =>
-      new FeedForward(takeFeedForward(weights, prefix, hiddenSize, width)),
-  };
+  const norm = (norm: Tensor) => new Norm(norm, config.rmsNormEps);
+  const kinds = { norm, attention: Mla, experts: Experts, feedForward: FeedForward };
+  return layerMakers(weights, config, softmaxFactor, kinds);
 }
